@@ -1,0 +1,4 @@
+//! The `catena` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Builders and oracles for the tests of Catena.
