@@ -15,6 +15,7 @@ pub mod error;
 pub mod limits;
 pub mod luks;
 pub mod name;
+pub mod qcow2;
 
 pub use bytes::Bytes;
 pub use describe::{DataFile, Description, Encryption, ParentId, RecordedReference};
