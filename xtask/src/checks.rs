@@ -1,0 +1,89 @@
+//! The checks that a change must pass, one function each.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::packages;
+use crate::run::{cargo, find, run};
+
+/// Everything, the cheap and talkative first, and the tests last: the closing lines are the test runner's.
+pub fn ci() -> Result<()> {
+    fmt()?;
+    packages::install()?;
+    clippy()?;
+    docs()?;
+    deny()?;
+    test()
+}
+
+/// Is every file as rustfmt would write it?
+pub fn fmt() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))
+}
+
+/// Clippy over everything that compiles, warnings being errors.
+pub fn clippy() -> Result<()> {
+    run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+/// The documentation of our own crates, warnings being errors.
+pub fn docs() -> Result<()> {
+    run(cargo()
+        .args(["doc", "--workspace", "--all-features", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Licences, banned crates and sources, by the rules in `deny.toml`.
+///
+/// Without advisories: they come from a Git repository that a build without network lacks, and an advisory is news
+/// about the world, not about the change that is checked.
+pub fn deny() -> Result<()> {
+    if find("cargo-deny").is_none() {
+        // Unoptimised, for it runs once and building it costs more: under two minutes on two cores.
+        run(cargo().args(["install", "--locked", "--profile", "dev", "cargo-deny@0.20.2"]))?;
+    }
+    run(cargo().args(["deny", "--all-features", "check", "licenses", "bans", "sources"]))
+}
+
+/// The whole test suite, after installing what it needs. Nothing is skipped.
+///
+/// The examples in the documentation go first: a workspace may have none, and the last lines should count tests.
+pub fn test() -> Result<()> {
+    packages::install()?;
+    run(cargo().args(["test", "--workspace", "--all-features", "--doc"]))?;
+    run(&mut runner())
+}
+
+/// nextest, which runs the tests of all crates side by side, or else cargo's own runner.
+fn runner() -> Command {
+    let mut command = cargo();
+    if find("cargo-nextest").is_some() {
+        command.args([
+            "nextest",
+            "run",
+            "--workspace",
+            "--all-features",
+            "--no-fail-fast",
+        ]);
+    } else {
+        command.args([
+            "test",
+            "--workspace",
+            "--all-features",
+            "--lib",
+            "--bins",
+            "--tests",
+            "--no-fail-fast",
+        ]);
+    }
+    command
+}
