@@ -3,6 +3,7 @@
 use crate::error::Result;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -30,7 +31,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Like [`Storage::write_all_at`] from several buffers in turn.
     fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()>;
 
-    /// Makes the range read as zeros without keeping space for it where the store can.
+    /// Makes the range read as zeros without keeping space for it where the store can. The length stays: what of the
+    /// range lies past the end is ignored.
     fn punch_hole(&self, offset: u64, len: u64) -> Result<()>;
 
     /// Makes everything written so far durable.
@@ -46,7 +48,7 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// Bytes of the medium that the store takes up, where known.
     fn allocated(&self) -> Result<Option<u64>>;
 
-    /// What requests must be aligned to.
+    /// What requests are best aligned to. Others are served too, by way of a copy.
     fn alignment(&self) -> Alignment;
 
     /// Which object this is, whatever name it was opened by. `None` where the store cannot tell.
@@ -54,9 +56,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
 
     /// The name it was opened by, for messages.
     fn path(&self) -> Option<&Path>;
+
+    /// The descriptor behind it, where the kernel may move its bytes by itself (`copy_file_range`, `FICLONERANGE`,
+    /// `splice`). Requests through it must keep to [`Storage::alignment`].
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
-/// What requests to a store must be aligned to. Powers of two, 1 where anything goes.
+/// What requests to a store are best aligned to. Powers of two, 1 where anything goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alignment {
     /// Offsets and lengths, in bytes.

@@ -1,0 +1,337 @@
+//! Files and block devices of this machine.
+//!
+//! A [`LocalFile`] is one open file description with the locks it holds; its clones are the same. All requests name
+//! their offset, so any number of threads may use one at once. After a failed flush none succeeds any more: the kernel
+//! reports lost writes once and then forgets them.
+
+#![forbid(unsafe_code)]
+
+use crate::direct::Direct;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hole;
+use crate::lock::{LockMode, Locking, Locks};
+use crate::open::{self, Kind, OpenOptions};
+use crate::storage::{Alignment, Identity, Span, Storage};
+use crate::transfer::{self, uninterrupted, wide};
+use rustix::fs::{OFlags, fcntl_getfl, fdatasync, fstat, ftruncate};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// The most zeros written at once where a store cannot clear a range itself.
+const ZEROS: usize = 1 << 20;
+
+/// A local file or block device. Clones share the open file and its locks.
+#[derive(Clone, Debug)]
+pub struct LocalFile {
+    open: Arc<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    path: PathBuf,
+    kind: Kind,
+    writable: bool,
+    direct: Option<Direct>,
+    locks: Mutex<Locks>,
+    lost_writes: AtomicBool,
+}
+
+impl LocalFile {
+    /// Opens a file or block device that exists, and locks it as the options say.
+    ///
+    /// [`ErrorKind::Unsupported`] for anything else, which is not touched; [`ErrorKind::Locked`] names who is in the
+    /// way.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        Self::locked(open::open(path, options)?, path, options.lock_mode())
+    }
+
+    /// Like [`LocalFile::open`] of what an open handle stands for, be it one without access (`O_PATH`): the way to open
+    /// what was looked up by other means than its whole name. `path` is for messages.
+    pub fn open_handle(handle: impl AsFd, path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let file = open::reopen(handle.as_fd(), path, options)?;
+        Self::locked(file, path, options.lock_mode())
+    }
+
+    /// Creates a file of mode 0644 (less the process's mask) and opens it for reading and writing.
+    ///
+    /// A name that is taken is refused, unless the options allow to overwrite: then the file is locked first and emptied
+    /// only after that; a block device is left as it is. The name is durable after [`crate::sync_directory_of`].
+    pub fn create(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let options = options.write(true);
+        if let Some(file) = open::create_new(path, &options)? {
+            return Self::locked(file, path, options.lock_mode());
+        }
+        if !options.may_overwrite() {
+            let taken = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(Error::from_io(taken, "create")
+                .with_path(path)
+                .with_detail("it exists"));
+        }
+        let file = Self::open(path, &options)?;
+        if file.open.kind == Kind::Regular {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    }
+
+    /// Takes over a file that is open already: one passed by another process, or one in memory. It is not locked; see
+    /// [`LocalFile::set_lock`]. `path` is for messages.
+    pub fn from_file(file: File, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let failed = |error: io::Error| Error::from_io(error, "open").with_path(path);
+        let (kind, _) = open::kind_of(file.as_fd(), path)?;
+        let flags = fcntl_getfl(&file).map_err(|error| failed(error.into()))?;
+        let access = flags & OFlags::RWMODE;
+        if flags.contains(OFlags::PATH) || (access != OFlags::RDONLY && access != OFlags::RDWR) {
+            return Err(Error::new(ErrorKind::Unsupported, "open")
+                .with_path(path)
+                .with_detail("the descriptor is not open for reading"));
+        }
+        let direct = if flags.contains(OFlags::DIRECT) {
+            let found = Direct::new(file.as_fd(), kind).map_err(failed)?;
+            Some(found.ok_or_else(|| {
+                Error::new(ErrorKind::Unsupported, "open")
+                    .with_path(path)
+                    .with_detail("its file system cannot bypass the page cache (O_DIRECT)")
+            })?)
+        } else {
+            None
+        };
+        Ok(Self {
+            open: Arc::new(Open {
+                file,
+                path: path.to_owned(),
+                kind,
+                writable: access == OFlags::RDWR,
+                direct,
+                locks: Mutex::default(),
+                lost_writes: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    fn locked(file: File, path: &Path, mode: LockMode) -> Result<Self> {
+        let file = Self::from_file(file, path)?;
+        file.set_lock(mode)?;
+        Ok(file)
+    }
+
+    /// Exchanges the locks held for those of `mode`. Where that is refused, the former ones are held still.
+    pub fn set_lock(&self, mode: LockMode) -> Result<Locking> {
+        self.open
+            .locks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set(self.open.file.as_fd(), &self.open.path, mode)
+    }
+
+    /// Whether the file is locked.
+    pub fn locking(&self) -> Locking {
+        self.open
+            .locks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .state()
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.open.writable
+    }
+
+    /// Whether it is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.open.kind == Kind::Block
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.open.file.as_fd()
+    }
+
+    fn failed(&self, error: impl Into<io::Error>, operation: &'static str) -> Error {
+        Error::from_io(error.into(), operation).with_path(&self.open.path)
+    }
+
+    fn check_writable(&self, operation: &'static str) -> Result<()> {
+        if self.open.writable {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Denied, operation)
+            .with_path(&self.open.path)
+            .with_detail("it was opened for reading only"))
+    }
+
+    /// Runs a change that is no write while no part of a block is being rewritten.
+    fn alone<T>(&self, change: impl FnOnce() -> T) -> T {
+        match &self.open.direct {
+            Some(direct) => direct.alone(change),
+            None => change(),
+        }
+    }
+
+    fn write_zeros(&self, start: u64, end: u64) -> Result<()> {
+        let most = end.saturating_sub(start).min(wide(ZEROS));
+        let zeros = vec![0; usize::try_from(most).unwrap_or(ZEROS)];
+        let mut at = start;
+        while at < end {
+            let n = end.saturating_sub(at).min(wide(zeros.len()));
+            let piece = zeros.get(..usize::try_from(n).unwrap_or(0)).unwrap_or_default();
+            self.write_all_at(piece, at)?;
+            at = at.saturating_add(n);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for LocalFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+}
+
+impl Storage for LocalFile {
+    fn len(&self) -> Result<u64> {
+        hole::length(self.fd(), self.open.kind).map_err(|error| self.failed(error, "tell the length of"))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        match &self.open.direct {
+            Some(direct) => direct.read(self.fd(), buf, offset),
+            None => transfer::read(self.fd(), buf, offset),
+        }
+        .map_err(|error| self.failed(error, "read").at(offset))
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize> {
+        match &self.open.direct {
+            Some(direct) => direct.read_vectored(self.fd(), bufs, offset),
+            None => transfer::read_vectored(self.fd(), bufs, offset),
+        }
+        .map_err(|error| self.failed(error, "read").at(offset))
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.check_writable("write to")?;
+        match &self.open.direct {
+            Some(direct) => direct.write(self.fd(), buf, offset),
+            None => transfer::write(self.fd(), buf, offset),
+        }
+        .map_err(|error| self.failed(error, "write to").at(offset))
+    }
+
+    fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
+        self.check_writable("write to")?;
+        match &self.open.direct {
+            Some(direct) => direct.write_vectored(self.fd(), bufs, offset),
+            None => transfer::write_vectored(self.fd(), bufs, offset),
+        }
+        .map_err(|error| self.failed(error, "write to").at(offset))
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable("punch a hole in")?;
+        let left = self
+            .alone(|| hole::punch(self.fd(), self.open.kind, offset, len))
+            .map_err(|error| self.failed(error, "punch a hole in").at(offset))?;
+        for (start, end) in left {
+            self.write_zeros(start, end)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.open.lost_writes.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Io, "flush")
+                .with_path(&self.open.path)
+                .with_detail("an earlier flush failed, so that writes before it may be lost"));
+        }
+        uninterrupted(|| fdatasync(self.fd())).map_err(|error| {
+            self.open.lost_writes.store(true, Ordering::Release);
+            self.failed(error, "flush")
+        })
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.check_writable("resize")?;
+        if self.open.kind == Kind::Block {
+            if len == self.len()? {
+                return Ok(());
+            }
+            return Err(Error::new(ErrorKind::Unsupported, "resize")
+                .with_path(&self.open.path)
+                .with_detail("a block device has the length it has"));
+        }
+        self.alone(|| uninterrupted(|| ftruncate(self.fd(), len)))
+            .map_err(|error| self.failed(error, "resize").at(len))
+    }
+
+    fn span_at(&self, offset: u64) -> Result<Option<Span>> {
+        hole::span(self.fd(), self.open.kind, offset)
+            .map_err(|error| self.failed(error, "find the holes of").at(offset))
+    }
+
+    fn allocated(&self) -> Result<Option<u64>> {
+        if self.open.kind == Kind::Block {
+            return Ok(None);
+        }
+        let stat = fstat(self.fd()).map_err(|error| self.failed(error, "tell the space taken by"))?;
+        // `stat(2)`: in units of 512 bytes, whatever the file system's blocks are.
+        Ok(u64::try_from(stat.st_blocks)
+            .ok()
+            .map(|blocks| blocks.saturating_mul(512)))
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.open
+            .direct
+            .as_ref()
+            .map_or(Alignment::NONE, Direct::alignment)
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let stat = fstat(self.fd()).ok()?;
+        let len = self.len().ok()?;
+        Some(match self.open.kind {
+            Kind::Regular => Identity {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+                len,
+                modified: modified(stat.st_mtime, stat.st_mtime_nsec),
+            },
+            Kind::Block => Identity {
+                device: stat.st_rdev,
+                inode: 0,
+                len,
+                modified: None,
+            },
+        })
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.open.path)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+}
+
+/// A time of the file system's, which may lie before 1970.
+fn modified(seconds: i64, nanoseconds: u64) -> Option<SystemTime> {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)?
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)?
+    };
+    time.checked_add(Duration::from_nanos(nanoseconds))
+}

@@ -1,0 +1,3 @@
+//! The only unsafe code of this crate: system calls that no safe wrapper offers.
+
+pub(crate) mod ofd;
