@@ -109,6 +109,11 @@ impl Error {
         self.detail.as_deref()
     }
 
+    /// The system's own error by value, where it reported one.
+    pub fn into_io(self) -> Option<io::Error> {
+        self.source
+    }
+
     /// The system's own error, where it reported one.
     pub fn io(&self) -> Option<&io::Error> {
         self.source.as_ref()

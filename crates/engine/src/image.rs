@@ -1,0 +1,30 @@
+//! One layer: what an image says itself, without asking its backing.
+
+use crate::addr::{GuestOffset, HostOffset};
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, FileRole};
+use catena_storage::Storage;
+use std::fmt;
+
+/// An open image that speaks for itself alone.
+pub trait Image: fmt::Debug + Send + Sync {
+    /// Bytes of the image's own disk, whatever lies above or below.
+    fn virtual_size(&self) -> u64;
+
+    /// Appends what the image says about `start..end`, in order and without gaps, with layer 0.
+    ///
+    /// The range lies within the virtual size, and is bounded by the caller: the answer is at most one extent for
+    /// each 512 bytes. A damaged entry is an extent, [`crate::ExtentKind::Corrupt`], not an error.
+    fn map(&self, start: GuestOffset, end: GuestOffset, extents: &mut Vec<Extent>) -> Result<()>;
+
+    /// The store behind one of the image's files.
+    fn storage(&self, file: FileRole) -> Result<&dyn Storage>;
+
+    /// The unit of compression: a compressed extent belongs to one cluster of this size, aligned to it.
+    fn cluster_size(&self) -> u64;
+
+    /// The whole cluster whose compressed bytes lie there; exactly [`Image::cluster_size`] bytes.
+    fn decompress(&self, offset: HostOffset, _len: u32) -> Result<Vec<u8>> {
+        Err(Error::new(ErrorKind::Unsupported, "the format has no compressed clusters").at(offset.0))
+    }
+}

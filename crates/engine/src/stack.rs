@@ -1,0 +1,341 @@
+//! A stack of images read as one disk.
+//!
+//! The layers' maps are merged top down, once for each stretch of guest addresses that is touched, and the result is
+//! kept within a bound. A read then looks up one index however deep the stack is. A layer is asked only for what the
+//! layers above leave open, and only up to the smallest virtual size above it: what a smaller layer does not reach
+//! reads as zeros, also where a larger one below it has data.
+
+use crate::addr::{GuestOffset, HostOffset};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, ExtentKind, FileRole};
+use crate::image::Image;
+use catena_storage::{SpanKind, Storage};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Guest bytes whose merged map is built and kept as one piece.
+const STRETCH: u64 = 64 << 20;
+/// Default bound of the merged map's memory in bytes.
+const DEFAULT_INDEX_BYTES: u64 = 64 << 20;
+/// Bound of the decompressed clusters that are kept, in bytes.
+const DECOMPRESSED_BYTES: u64 = 32 << 20;
+
+/// Layers as one disk.
+#[derive(Debug)]
+pub struct Stack {
+    layers: Vec<Layer>,
+    size: u64,
+    index: Cache<u64, Arc<[Extent]>, ExtentBytes>,
+    decompressed: Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>,
+}
+
+/// An image at its place, with the name by which errors speak of it.
+#[derive(Debug)]
+struct Layer {
+    image: Arc<dyn Image>,
+    path: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+struct ExtentBytes;
+
+impl Weighter<u64, Arc<[Extent]>> for ExtentBytes {
+    fn weight(&self, _: &u64, extents: &Arc<[Extent]>) -> u64 {
+        (size_of_val::<[Extent]>(extents) + size_of::<u64>()) as u64
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ClusterBytes;
+
+impl Weighter<(u32, HostOffset), Arc<[u8]>> for ClusterBytes {
+    fn weight(&self, _: &(u32, HostOffset), cluster: &Arc<[u8]>) -> u64 {
+        cluster.len() as u64
+    }
+}
+
+impl Stack {
+    /// Stacks images, the active one first, each with the path by which errors name it.
+    pub fn new(layers: impl IntoIterator<Item = (Arc<dyn Image>, PathBuf)>) -> Self {
+        let layers: Vec<_> = layers
+            .into_iter()
+            .map(|(image, path)| Layer { image, path })
+            .collect();
+        let size = layers.first().map_or(0, |layer| layer.image.virtual_size());
+        Self {
+            layers,
+            size,
+            index: Cache::with_weighter(1024, DEFAULT_INDEX_BYTES, ExtentBytes),
+            decompressed: Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes),
+        }
+    }
+
+    /// Bounds the memory of the merged map. A range that was dropped costs one merge when it is touched again.
+    #[must_use]
+    pub fn with_index_bytes(mut self, bytes: u64) -> Self {
+        self.index = Cache::with_weighter(1024, bytes, ExtentBytes);
+        self
+    }
+
+    /// How many layers there are.
+    pub fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The merged map of a stretch.
+    fn stretch(&self, number: u64) -> Result<Arc<[Extent]>> {
+        if let Some(extents) = self.index.get(&number) {
+            return Ok(extents);
+        }
+        let start = number * STRETCH;
+        let extents: Arc<[Extent]> = self
+            .merge(start, start.saturating_add(STRETCH).min(self.size))?
+            .into();
+        self.index.insert(number, Arc::clone(&extents));
+        Ok(extents)
+    }
+
+    /// Merges the layers' maps of `start..end`.
+    fn merge(&self, start: u64, end: u64) -> Result<Vec<Extent>> {
+        // What no layer has answered for yet, in order.
+        let mut open = vec![unallocated(start, end)];
+        let mut answered = Vec::new();
+        let mut own = Vec::new();
+        for (number, layer) in (0u32..).zip(&self.layers) {
+            let (Some(first), Some(last)) = (open.first(), open.last()) else {
+                break;
+            };
+            let (from, to) = (first.start, last.end());
+            let size = GuestOffset(layer.image.virtual_size());
+            own.clear();
+            if from < size {
+                layer
+                    .image
+                    .map(from, to.min(size), &mut own)
+                    .map_err(|error| error.with_path(&layer.path))?;
+            }
+            // What this layer does not reach, it answers with zeros.
+            let beyond = from.max(size);
+            Extent {
+                kind: ExtentKind::Zero { offset: None },
+                ..unallocated(beyond.0, to.0)
+            }
+            .push_to(&mut own);
+            if !matches!(
+                own.as_slice(),
+                [Extent {
+                    kind: ExtentKind::Unallocated,
+                    ..
+                }]
+            ) {
+                open = answer(&open, &own, number, &mut answered);
+            }
+        }
+        let bottom = u32::try_from(self.layers.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        answered.extend(open.into_iter().map(|extent| Extent {
+            layer: bottom,
+            ..extent
+        }));
+        answered.sort_unstable_by_key(|extent: &Extent| extent.start);
+        let mut merged = Vec::with_capacity(answered.len());
+        for extent in answered {
+            extent.push_to(&mut merged);
+        }
+        Ok(merged)
+    }
+
+    fn layer(&self, number: u32) -> Result<&Layer> {
+        let layer = usize::try_from(number)
+            .ok()
+            .and_then(|number| self.layers.get(number));
+        layer.ok_or_else(|| Error::new(ErrorKind::OutOfBounds, format!("there is no layer {number}")))
+    }
+
+    /// Fills `buf` with the start of an extent's bytes.
+    fn read_extent(&self, extent: &Extent, buf: &mut [u8]) -> Result<()> {
+        match extent.kind {
+            ExtentKind::Zero { .. } | ExtentKind::Unallocated => {
+                buf.fill(0);
+                return Ok(());
+            }
+            _ => {}
+        }
+        let layer = self.layer(extent.layer)?;
+        let read = match extent.kind {
+            ExtentKind::Data { file, offset } => read_data(&*layer.image, file, offset, buf),
+            ExtentKind::Compressed { offset, len } => self.read_compressed(layer, extent, offset, len, buf),
+            ExtentKind::Encrypted { offset } => Err(Error::new(
+                ErrorKind::Encrypted,
+                "the data is encrypted, and reading encrypted images is not supported",
+            )
+            .at(offset.0)),
+            ExtentKind::Corrupt { entry } => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("the mapping of guest offset {} is damaged", extent.start),
+            )
+            .at(entry.0)),
+            ExtentKind::Zero { .. } | ExtentKind::Unallocated => Ok(()),
+        };
+        read.map_err(|error| error.with_path(&layer.path))
+    }
+
+    fn read_compressed(
+        &self,
+        layer: &Layer,
+        extent: &Extent,
+        offset: HostOffset,
+        len: u32,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let skip = usize::try_from(extent.start.0 % layer.image.cluster_size()).unwrap_or_default();
+        let key = (extent.layer, offset);
+        let cluster = match self.decompressed.get(&key) {
+            Some(cluster) => cluster,
+            None => {
+                let cluster: Arc<[u8]> = layer.image.decompress(offset, len)?.into();
+                // A cluster read whole is not asked for again soon.
+                if buf.len() < cluster.len() {
+                    self.decompressed.insert(key, Arc::clone(&cluster));
+                }
+                cluster
+            }
+        };
+        let part = cluster.get(skip..).and_then(|rest| rest.get(..buf.len()));
+        buf.copy_from_slice(
+            part.ok_or_else(|| Error::new(ErrorKind::Corrupt, "compressed cluster too short"))?,
+        );
+        Ok(())
+    }
+
+    /// Splits an extent of bytes into what its store holds and what it knows to be holes.
+    fn refine(&self, extent: Extent, out: &mut Vec<Extent>) -> Result<()> {
+        let ExtentKind::Data { file, offset } = extent.kind else {
+            extent.push_to(out);
+            return Ok(());
+        };
+        let layer = self.layer(extent.layer)?;
+        let storage = layer.image.storage(file)?;
+        let mut done = 0;
+        while done < extent.len {
+            let left = extent.len - done;
+            // Past the end of the store there is nothing but zeros.
+            let (kind, len) = match storage.span_at(offset.plus(done).0)? {
+                Some(span) => (span.kind, span.len.clamp(1, left)),
+                None => (SpanKind::Hole, left),
+            };
+            let here = offset.plus(done);
+            Extent {
+                start: extent.start.plus(done),
+                len,
+                kind: match kind {
+                    SpanKind::Data => ExtentKind::Data { file, offset: here },
+                    SpanKind::Hole => ExtentKind::Zero { offset: Some(here) },
+                },
+                layer: extent.layer,
+            }
+            .push_to(out);
+            done += len;
+        }
+        Ok(())
+    }
+}
+
+impl Disk for Stack {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: GuestOffset) -> Result<()> {
+        let end = offset
+            .0
+            .checked_add(buf.len() as u64)
+            .filter(|end| *end <= self.size)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::OutOfBounds,
+                    format!(
+                        "{} bytes at {offset} reach past the end of the disk at {:#x}",
+                        buf.len(),
+                        self.size
+                    ),
+                )
+            })?;
+        let mut at = offset;
+        let mut rest = buf;
+        while at.0 < end {
+            let stretch = self.stretch(at.0 / STRETCH)?;
+            let first = stretch.partition_point(|extent| extent.end() <= at);
+            for extent in stretch.iter().skip(first) {
+                let Some(part) = extent.clip(at, GuestOffset(end)) else {
+                    break;
+                };
+                let (now, later) =
+                    rest.split_at_mut(usize::try_from(part.len).unwrap_or_default().min(rest.len()));
+                self.read_extent(&part, now)?;
+                rest = later;
+                at = part.end();
+            }
+        }
+        Ok(())
+    }
+
+    fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
+        let end = end.min(GuestOffset(self.size));
+        let mut extents = Vec::new();
+        if offset < end {
+            let stretch = self.stretch(offset.0 / STRETCH)?;
+            let first = stretch.partition_point(|extent| extent.end() <= offset);
+            for part in stretch
+                .iter()
+                .skip(first)
+                .map_while(|extent| extent.clip(offset, end))
+            {
+                self.refine(part, &mut extents)?;
+            }
+        }
+        Ok(extents)
+    }
+}
+
+fn read_data(image: &dyn Image, file: FileRole, offset: HostOffset, buf: &mut [u8]) -> Result<()> {
+    let storage: &dyn Storage = image.storage(file)?;
+    let read = storage.read_at(buf, offset.0)?;
+    // Past the end of the file there are zeros: a preallocated image, or the rest of a raw one's last sector.
+    if let Some(rest) = buf.get_mut(read..) {
+        rest.fill(0);
+    }
+    Ok(())
+}
+
+fn unallocated(start: u64, end: u64) -> Extent {
+    Extent {
+        start: GuestOffset(start),
+        len: end.saturating_sub(start),
+        kind: ExtentKind::Unallocated,
+        layer: 0,
+    }
+}
+
+/// Takes a layer's own answers to the ranges that are open, and tells which are open still. All lists are in order.
+fn answer(open: &[Extent], own: &[Extent], layer: u32, answered: &mut Vec<Extent>) -> Vec<Extent> {
+    let mut still_open = Vec::with_capacity(open.len());
+    let mut own = own.iter().peekable();
+    for range in open {
+        while let Some(extent) = own.peek() {
+            if let Some(part) = extent.clip(range.start, range.end()) {
+                match part.kind {
+                    ExtentKind::Unallocated => part.push_to(&mut still_open),
+                    _ => answered.push(Extent { layer, ..part }),
+                }
+            }
+            if extent.end() > range.end() {
+                break;
+            }
+            own.next();
+        }
+    }
+    still_open
+}
