@@ -3,7 +3,7 @@
 //! * [`Header`]: the first cluster, with its extensions and the backing reference.
 //! * [`Layout`]: how L1 and L2 entries are read, from the few header fields that decide it.
 //! * [`snapshot`], [`bitmap`]: the tables of internal snapshots and persistent bitmaps.
-//! * [`create`]: the bytes of a new image.
+//! * [`create`]: the bytes of a new image. [`rewrite`]: how a header changes without a moment of danger.
 
 pub mod bitmap;
 pub mod create;
@@ -13,6 +13,7 @@ pub mod header;
 pub mod layout;
 
 mod raw;
+pub mod rewrite;
 pub mod snapshot;
 
 pub use bitmap::Bitmap;

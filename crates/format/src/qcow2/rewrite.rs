@@ -1,0 +1,301 @@
+//! How a header changes without a moment of danger.
+//!
+//! A disk writes a sector whole or not at all, and nothing larger. So a change is a list of writes, each to be made
+//! durable before the next, in which every write either touches bytes that nobody refers to, or is one sector:
+//!
+//! 1. A new backing name goes to a place in the first cluster that is free, then sector 0 points at it.
+//! 2. Where extensions move that lie behind sector 0, the header first grows over them: a copy of the new extensions
+//!    is put behind everything, sector 0 says that the header reaches up to it, the extensions are written to where
+//!    they belong, and sector 0 says that the header ends where it did.
+
+use super::extension::Extension;
+use super::header::{Header, Version};
+use crate::error::{Error, Result};
+
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
+
+/// A write of the plan: an offset and the bytes that go there.
+pub type Write = (u64, Vec<u8>);
+
+/// Plans the change from `old` to `new`: writes in order, each durable before the next.
+///
+/// `area` is the first cluster as it is on disk. The backing name's offset in `new` does not count: the plan finds a
+/// place for it. Tables are not moved. Where the first cluster is too small for everything, the feature names go: they
+/// are a courtesy.
+pub fn plan(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
+    plan_all(area, old, new).or_else(|error| {
+        let mut nameless = new.clone();
+        nameless
+            .extensions
+            .retain(|extension| !matches!(extension, Extension::FeatureNames(_)));
+        match nameless.extensions.len() < new.extensions.len() {
+            true => plan_all(area, old, &nameless),
+            false => Err(error),
+        }
+    })
+}
+
+fn plan_all(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
+    let cluster_size = usize::try_from(new.cluster_bits.size()).unwrap_or(usize::MAX);
+    let name = new
+        .backing
+        .as_ref()
+        .map(|backing| backing.name.as_slice())
+        .unwrap_or_default();
+    let bare = encode_without_name(new)?;
+    if bare.len() > cluster_size {
+        return Err(Error::too_large("the header does not fit in the first cluster"));
+    }
+    // All in one sector: one write.
+    if bare.len() + name.len() <= SECTOR.min(cluster_size) {
+        let place = if name.is_empty() { 0 } else { bare.len() };
+        let mut sector = with_name_at(&bare, place, name)?;
+        sector.extend_from_slice(name);
+        sector.resize(SECTOR.min(cluster_size), 0);
+        return Ok(vec![(0, sector)]);
+    }
+    let extensions_end = old_extensions_end(old)?;
+    let old_name = old
+        .backing
+        .as_ref()
+        .map(|backing| (offset(backing.offset), offset(backing.end())));
+    let live_end = old_name
+        .map_or(extensions_end, |(_, end)| end.max(extensions_end))
+        .min(cluster_size);
+
+    let behind_sector_0 = |bytes: &[u8]| bytes.get(SECTOR..).unwrap_or_default().to_vec();
+    let moved = behind_sector_0(&bare)
+        != area
+            .get(SECTOR.min(extensions_end)..extensions_end)
+            .unwrap_or_default();
+    if bare.len() <= SECTOR || !moved {
+        let place = free_place(bare.len().max(extensions_end), old_name, name.len(), cluster_size)?;
+        let sector = sector_0(&with_name_at(&bare, place, name)?);
+        let name_write = (!name.is_empty()).then(|| (place as u64, name.to_vec()));
+        return Ok(name_write.into_iter().chain([(0, sector)]).collect());
+    }
+    if new.version == Version::V2 {
+        // No field says where a version 2 header ends, so it cannot grow; such a header has a name as its only
+        // extension and fits a sector, unless somebody added others.
+        return Err(Error::unsupported(
+            "the extensions of this version 2 header cannot be moved safely",
+        ));
+    }
+
+    let header_len = header_length(&bare)?;
+    let extensions = bare.get(header_len..).unwrap_or_default();
+    let copy = bare.len().max(live_end).next_multiple_of(8);
+    let place = copy + extensions.len();
+    if place + name.len() > cluster_size {
+        return Err(Error::too_large(
+            "the first cluster has no room to change the header safely",
+        ));
+    }
+    let behind = [extensions, name].concat();
+    let ended = with_name_at(&bare, if name.is_empty() { 0 } else { place }, name)?;
+    let mut grown = ended.get(..header_len).unwrap_or_default().to_vec();
+    patch(
+        &mut grown,
+        100,
+        &u32::try_from(copy).unwrap_or(u32::MAX).to_be_bytes(),
+    );
+    Ok(vec![
+        (copy as u64, behind),
+        (0, sector_0(&grown)),
+        (SECTOR as u64, behind_sector_0(&bare)),
+        (0, sector_0(&ended)),
+    ])
+}
+
+/// Everything but the name, whose fields are zero.
+fn encode_without_name(header: &Header) -> Result<Vec<u8>> {
+    Header {
+        backing: None,
+        ..header.clone()
+    }
+    .encode()
+}
+
+/// Where the extensions of a header on disk end, their end mark included.
+fn old_extensions_end(old: &Header) -> Result<usize> {
+    let bare = encode_without_name(old)?;
+    let extensions = bare.len().saturating_sub(header_length(&bare).unwrap_or(72));
+    Ok(old.header_length as usize + extensions)
+}
+
+fn header_length(bare: &[u8]) -> Result<usize> {
+    let field = bare
+        .get(100..104)
+        .and_then(|field| field.try_into().ok())
+        .map(u32::from_be_bytes);
+    field
+        .map(|length| length as usize)
+        .ok_or_else(|| Error::invalid("the header is too short"))
+}
+
+/// The lowest place in the first cluster from `from` on where a name of that length overlaps no old one.
+fn free_place(
+    from: usize,
+    old_name: Option<(usize, usize)>,
+    len: usize,
+    cluster_size: usize,
+) -> Result<usize> {
+    let overlaps = |place: usize| old_name.is_some_and(|(start, end)| place < end && start < place + len);
+    let behind = old_name.map(|(_, end)| end.next_multiple_of(8).max(from));
+    [Some(from), behind]
+        .into_iter()
+        .flatten()
+        .find(|place| !overlaps(*place) && place + len <= cluster_size)
+        .filter(|_| len > 0)
+        .or((len == 0).then_some(0))
+        .ok_or_else(|| Error::too_large("the first cluster has no room for the backing file name"))
+}
+
+fn with_name_at(bare: &[u8], place: usize, name: &[u8]) -> Result<Vec<u8>> {
+    let mut bytes = bare.to_vec();
+    let length = u32::try_from(name.len()).map_err(|_| Error::too_large("backing file name too long"))?;
+    patch(&mut bytes, 8, &(place as u64).to_be_bytes());
+    patch(&mut bytes, 16, &length.to_be_bytes());
+    Ok(bytes)
+}
+
+fn patch(bytes: &mut [u8], offset: usize, field: &[u8]) {
+    for (to, from) in bytes.iter_mut().skip(offset).zip(field) {
+        *to = *from;
+    }
+}
+
+fn sector_0(bytes: &[u8]) -> Vec<u8> {
+    let mut sector = bytes.get(..SECTOR.min(bytes.len())).unwrap_or_default().to_vec();
+    sector.resize(SECTOR, 0);
+    sector
+}
+
+fn offset(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::{CreateOptions, NewImage};
+    use super::super::header::{BackingName, ClusterBits};
+    use super::*;
+
+    /// Applies the plan, and after each write also every tearing of that write at sector boundaries.
+    fn every_state(area: &[u8], writes: &[Write]) -> Vec<Vec<u8>> {
+        let mut states = vec![area.to_vec()];
+        let mut now = area.to_vec();
+        for (offset, data) in writes {
+            let offset = usize::try_from(*offset).unwrap();
+            let first = offset / SECTOR;
+            let last = (offset + data.len() - 1) / SECTOR;
+            assert!(last - first < 8, "too many sectors to tear");
+            let mut whole = now.clone();
+            whole[offset..offset + data.len()].copy_from_slice(data);
+            for torn in 0..1u32 << (last - first + 1) {
+                let mut state = now.clone();
+                for sector in (first..=last).filter(|sector| torn >> (sector - first) & 1 == 1) {
+                    let range = sector * SECTOR..((sector + 1) * SECTOR).min(state.len());
+                    state[range.clone()].copy_from_slice(&whole[range]);
+                }
+                states.push(state);
+            }
+            now = whole;
+        }
+        states
+    }
+
+    fn reference(area: &[u8]) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+        let header = Header::read(&area.to_vec()).unwrap();
+        (
+            header.backing.as_ref().map(|backing| backing.name.clone()),
+            header.backing_format().map(<[u8]>::to_vec),
+        )
+    }
+
+    fn change(header: &Header, name: &[u8], format: Option<&[u8]>) -> Header {
+        let mut new = header.clone();
+        new.extensions
+            .retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
+        if let Some(format) = format {
+            new.extensions
+                .insert(0, Extension::BackingFormat(format.to_vec()));
+        }
+        new.backing = (!name.is_empty()).then(|| BackingName {
+            offset: 0,
+            name: name.to_vec(),
+        });
+        new
+    }
+
+    #[test]
+    fn at_every_instant_the_reference_is_the_old_or_the_new_one() {
+        let long = vec![b'x'; 1023];
+        for bits in [12, 16] {
+            let mut options = CreateOptions::new(1 << 20).unwrap();
+            options.cluster_bits = ClusterBits::new(bits).unwrap();
+            options.backing = Some((b"base.img".to_vec(), b"raw".to_vec()));
+            let new = NewImage::lay_out(&options).unwrap();
+            let mut area = new.header.encode().unwrap();
+            area.resize(1 << bits, 0);
+            // One change after the other on the same header.
+            for (name, format) in [
+                (b"a".as_slice(), Some(b"raw".as_slice())),
+                (b"sub/folder/base.qcow2", None),
+                (b"base.qcow2", Some(b"qcow2")),
+                (&long, Some(b"qcow2")),
+                (b"again", Some(b"a-format-of-some-length")),
+                (b"", None),
+                (b"back", Some(b"raw")),
+            ] {
+                let old = Header::read(&area).unwrap();
+                let target = change(&old, name, format);
+                let writes = plan(&area, &old, &target).unwrap();
+                let (before, states) = (reference(&area), every_state(&area, &writes));
+                let after = (
+                    (!name.is_empty()).then(|| name.to_vec()),
+                    format.map(<[u8]>::to_vec),
+                );
+                for state in &states {
+                    let seen = reference(state);
+                    assert!(
+                        seen == before || seen == after,
+                        "{seen:?} is neither {before:?} nor {after:?}"
+                    );
+                    let names =
+                        |area: &[u8]| Header::read(&area.to_vec()).unwrap().extensions.last().cloned();
+                    assert_eq!(names(state), names(&area), "the other extensions stay");
+                }
+                area = states.last().unwrap().clone();
+                assert_eq!(reference(&area), after);
+                let header = Header::read(&area).unwrap();
+                assert_eq!((header.header_length, header.l1_offset), (112, old.l1_offset));
+            }
+        }
+    }
+
+    #[test]
+    fn clusters_of_one_sector_change_in_one_write() {
+        let mut options = CreateOptions::new(1 << 20).unwrap();
+        options.cluster_bits = ClusterBits::new(9).unwrap();
+        let new = NewImage::lay_out(&options).unwrap();
+        let mut area = new.header.encode().unwrap();
+        area.resize(512, 0);
+        let target = change(&new.header, b"base.img", Some(b"raw"));
+        let writes = plan(&area, &new.header, &target).unwrap();
+        assert_eq!(writes.len(), 1);
+        assert_eq!(
+            Header::read(&writes[0].1).unwrap().backing.unwrap().name,
+            b"base.img"
+        );
+        assert!(
+            plan(
+                &area,
+                &new.header,
+                &change(&new.header, &[b'x'; 600], Some(b"raw"))
+            )
+            .is_err()
+        );
+    }
+}
