@@ -74,17 +74,18 @@ pub struct BitmapsExtension {
 }
 
 impl Extension {
-    /// Reads the extensions from the bytes between the end of the header and the end of their area.
+    /// Reads the extensions from the bytes between the end of the header and the end of their area, and tells whether
+    /// the end mark was among them.
     ///
     /// `start` is the offset of `area` in the image, for messages.
-    pub(super) fn parse_all(area: &[u8], start: u64) -> Result<Vec<Self>> {
+    pub(super) fn parse_all(area: &[u8], start: u64) -> Result<(Vec<Self>, bool)> {
         let mut extensions = Vec::new();
         let mut rest = area;
         // Each turn consumes at least the 8 bytes of an extension header.
         while let Ok((head, after)) = raw::ExtensionHeader::ref_from_prefix(rest) {
             let offset = start + (area.len() - rest.len()) as u64;
             if head.kind.get() == 0 {
-                break;
+                return Ok((extensions, true));
             }
             let length = head.length.get() as usize;
             let data = after.get(..length).ok_or_else(|| {
@@ -97,7 +98,7 @@ impl Extension {
             extensions.push(Self::parse(head.kind.get(), data));
             rest = after.get(length.next_multiple_of(8)..).unwrap_or_default();
         }
-        Ok(extensions)
+        Ok((extensions, false))
     }
 
     fn parse(kind: u32, data: &[u8]) -> Self {

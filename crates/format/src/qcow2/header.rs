@@ -158,15 +158,24 @@ pub struct Header {
 impl Header {
     /// Reads and validates the header of an image, and the backing name wherever it lies.
     pub fn read(bytes: &dyn Bytes) -> Result<Self> {
-        // One read covers header, extensions and name of nearly every image; large clusters may need one more.
-        const FIRST: usize = 64 << 10;
-        let mut area = bytes.read_some(0, FIRST)?;
+        // One small read covers header and extensions of nearly every image; a crowded first cluster needs another.
+        const FIRST: usize = 4096;
+        let area = bytes.read_some(0, FIRST)?;
         let fixed = Fixed::parse(&area)?;
-        let cluster_size = fixed.cluster_bits.size();
-        if fixed.extensions_end() > area.len() as u64 && cluster_size > area.len() as u64 {
-            area = bytes.read_some(0, usize::try_from(cluster_size).unwrap_or(FIRST))?;
+        match fixed.extensions(&area) {
+            Ok((extensions, true)) => fixed.into_header(&area, extensions, bytes),
+            first => {
+                let end = usize::try_from(fixed.extensions_end()).unwrap_or(FIRST);
+                let (area, (extensions, _)) = if end > area.len() {
+                    let area = bytes.read_some(0, end)?;
+                    let extensions = fixed.extensions(&area)?;
+                    (area, extensions)
+                } else {
+                    (area, first?)
+                };
+                fixed.into_header(&area, extensions, bytes)
+            }
         }
-        fixed.into_header(&area, bytes)
     }
 
     /// The backing format word, as recorded.
@@ -507,15 +516,17 @@ impl Fixed {
         }
     }
 
-    fn into_header(self, area: &[u8], bytes: &dyn Bytes) -> Result<Header> {
-        let backing = self.read_backing_name(bytes)?;
+    /// The extensions as far as `area` reaches, and whether it reaches to their end mark.
+    fn extensions(&self, area: &[u8]) -> Result<(Vec<Extension>, bool)> {
         let end = usize::try_from(self.extensions_end())
             .unwrap_or(usize::MAX)
             .min(area.len());
-        let extensions = Extension::parse_all(
-            area.get(self.header_length..end).unwrap_or_default(),
-            self.header_length as u64,
-        )?;
+        let extensions = area.get(self.header_length..end).unwrap_or_default();
+        Extension::parse_all(extensions, self.header_length as u64)
+    }
+
+    fn into_header(self, area: &[u8], extensions: Vec<Extension>, bytes: &dyn Bytes) -> Result<Header> {
+        let backing = self.read_backing_name(bytes)?;
         let known = match self.version {
             Version::V2 => &[],
             Version::V3 => area.get(COMPRESSION_TYPE..self.header_length).ok_or_else(|| {
