@@ -88,7 +88,7 @@ mod tests {
     fn a_read_past_the_end_is_short_and_an_exact_one_is_truncated() {
         let bytes = vec![1u8, 2, 3];
         assert_eq!(bytes.read_some(1, 10).unwrap(), [2, 3]);
-        assert_eq!(bytes.read_some(u64::MAX, 10).unwrap(), []);
+        assert!(bytes.read_some(u64::MAX, 10).unwrap().is_empty());
         assert_eq!(bytes.read_exact(0, 3).unwrap(), [1, 2, 3]);
         assert_eq!(bytes.read_exact(1, 3).unwrap_err().kind(), ErrorKind::Truncated);
         assert_eq!(

@@ -2,7 +2,8 @@
 //!
 //! A description repeats the image's own words: it believes none of them and follows no name.
 
-use crate::Format;
+use crate::error::{Error, Result};
+use crate::{Bytes, Format};
 use std::fmt;
 
 /// What an image's metadata says.
@@ -51,6 +52,33 @@ impl Description {
     /// Whether the image needs no other file: what libvirt calls a leaf, and a data file counts as one.
     pub fn is_leaf(&self) -> bool {
         self.backing.is_none() && self.data_file.is_none()
+    }
+}
+
+/// Describes an image as one of a format, which the caller knows or has chosen to believe.
+///
+/// Raw data, and what is used as such without a header, describes itself as nothing.
+///
+/// # Errors
+/// [`crate::ErrorKind::NotThisFormat`] where the image is in another format, and those of the format's module.
+pub fn describe(format: Format, bytes: &dyn Bytes) -> Result<Description> {
+    match format {
+        Format::Raw => Ok(Description::new(Format::Raw)),
+        Format::Qcow2 => crate::qcow2::describe(bytes),
+        Format::Qcow => crate::qcow::describe(bytes),
+        Format::Qed => crate::qed::describe(bytes),
+        Format::Vmdk => crate::vmdk::describe(bytes),
+        Format::Vpc => crate::vpc::describe(bytes),
+        Format::Vhdx => crate::vhdx::describe(bytes),
+        Format::Vdi => crate::vdi::describe(bytes),
+        Format::Parallels => crate::parallels::describe(bytes),
+        Format::Luks => crate::luks::describe(bytes),
+        Format::Iso => crate::iso::describe(bytes),
+        Format::Dmg => crate::dmg::describe(bytes),
+        Format::Bochs => crate::bochs::describe(bytes),
+        Format::Cloop => crate::cloop::describe(bytes),
+        Format::Cow => crate::cow::describe(bytes),
+        Format::Fat | Format::Dir => Err(Error::unsupported("a folder has no bytes to describe")),
     }
 }
 
