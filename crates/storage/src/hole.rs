@@ -15,6 +15,9 @@ use std::os::fd::BorrowedFd;
 /// How often a file that changes while it is looked at is looked at again.
 const LOOKS: usize = 4;
 
+/// No file system keeps space in larger units by default, in bytes.
+const LARGEST_BLOCK: u64 = 1 << 20;
+
 /// Bytes there are now. The file's own position, which a device's length is told by, is never relied on.
 pub(crate) fn length(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<u64> {
     match kind {
@@ -63,18 +66,19 @@ pub(crate) fn span(fd: BorrowedFd<'_>, kind: Kind, offset: u64) -> io::Result<Op
 /// overwritten with zeros, none of them past the end.
 pub(crate) fn punch(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {
     let end = length(fd, kind)?;
-    let stop = offset.saturating_add(len).min(OFFSET_LIMIT);
+    let asked = offset.saturating_add(len).min(OFFSET_LIMIT);
     if len == 0 || offset >= end {
         return Ok(Vec::new());
     }
-    let zeros = vec![(offset, stop.min(end))];
-    // A file may be cleared past its end, which frees the last block as well. A device takes whole blocks only.
+    let stop = asked.min(end);
+    let zeros = vec![(offset, stop)];
     let (from, to) = match kind {
         Kind::Regular => (offset, stop),
+        // A device takes whole blocks only.
         Kind::Block => {
             let block = ioctl_blksszget(fd).map_or(4096, u64::from).max(1);
             match offset.checked_next_multiple_of(block) {
-                Some(from) => (from, stop.min(end) / block * block),
+                Some(from) => (from, stop / block * block),
                 None => return Ok(zeros),
             }
         }
@@ -82,14 +86,29 @@ pub(crate) fn punch(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io
     if from >= to {
         return Ok(zeros);
     }
+    // The last block of a file is freed, not just cleared, if the hole covers what of it lies past the end. Never further
+    // than was asked: another thread may just be appending.
+    let generous = match kind {
+        Kind::Regular => stop
+            .checked_next_multiple_of(LARGEST_BLOCK)
+            .unwrap_or(stop)
+            .min(asked),
+        Kind::Block => to,
+    };
     // Never with `NO_HIDE_STALE`, nor by `BLKDISCARD`: neither promises zeros.
-    for way in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
-        match uninterrupted(|| fallocate(fd, way | FallocateFlags::KEEP_SIZE, from, to.saturating_sub(from)))
-        {
+    for (way, to) in [
+        (FallocateFlags::PUNCH_HOLE, generous),
+        (FallocateFlags::PUNCH_HOLE, to),
+        (FallocateFlags::ZERO_RANGE, to),
+    ] {
+        let len = to.saturating_sub(from);
+        match uninterrupted(|| fallocate(fd, way | FallocateFlags::KEEP_SIZE, from, len)) {
             Ok(()) => {
-                let edges = [(offset, from), (to, stop.min(end))];
+                let edges = [(offset, from), (to, stop)];
                 return Ok(edges.into_iter().filter(|(start, end)| start < end).collect());
             }
+            // Too far for this file system: a hole can be no longer than a file.
+            Err(Errno::FBIG) => {}
             Err(error) if is_unknown(error) => {}
             Err(error) => return Err(error.into()),
         }

@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 /// The most zeros written at once where a store cannot clear a range itself.
 const ZEROS: usize = 1 << 20;
 
-/// A local file or block device. Clones share the open file and its locks.
+/// A local file or block device. Clones share the open file and its locks, which the last of them gives up.
 #[derive(Clone, Debug)]
 pub struct LocalFile {
     open: Arc<Open>,
@@ -189,6 +189,17 @@ impl LocalFile {
             at = at.saturating_add(n);
         }
         Ok(())
+    }
+}
+
+impl Drop for Open {
+    /// Gives the locks up even if a child process has the descriptor still, as it has between fork and exec.
+    fn drop(&mut self) {
+        let fd = self.file.as_fd();
+        self.locks
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .release(fd);
     }
 }
 

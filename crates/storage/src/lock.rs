@@ -220,6 +220,12 @@ impl Locks {
         self.state
     }
 
+    /// Gives up what is held.
+    pub(crate) fn release(&mut self, fd: BorrowedFd<'_>) {
+        release(fd, self.held);
+        *self = Self::default();
+    }
+
     /// Exchanges the locks held for those of `mode`; where that is refused those held before remain.
     pub(crate) fn set(&mut self, fd: BorrowedFd<'_>, path: &Path, mode: LockMode) -> Result<Locking> {
         let wanted = mode.permissions();

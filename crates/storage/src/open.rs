@@ -218,3 +218,35 @@ fn failed_to_open(error: Errno, path: &Path, options: &OpenOptions) -> Error {
         other => failed(other, "open", path),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_proc_the_name_must_still_mean_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        std::fs::write(&one, "1").unwrap();
+        std::fs::write(&two, "2").unwrap();
+        let stat = fstat(File::open(&one).unwrap()).unwrap();
+        let flags = OpenOptions::new().flags();
+        let opened = open_by_name(&one, flags, &stat).unwrap();
+        assert!(!fcntl_getfl(&opened).unwrap().contains(OFlags::NONBLOCK));
+        let error = open_by_name(&two, flags, &stat).unwrap_err();
+        assert!(error.to_string().contains("was replaced"), "{error}");
+    }
+
+    #[test]
+    fn what_was_created_in_vain_is_taken_back_but_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let created = File::create(&path).unwrap();
+        let elsewhere = folder.path().join("elsewhere");
+        std::fs::write(&elsewhere, "").unwrap();
+        take_back(created.as_fd(), &elsewhere);
+        assert!(elsewhere.exists());
+        take_back(created.as_fd(), &path);
+        assert!(!path.exists());
+    }
+}

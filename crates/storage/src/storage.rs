@@ -19,7 +19,8 @@ pub trait Storage: fmt::Debug + Send + Sync {
         Ok(self.len()? == 0)
     }
 
-    /// Reads into `buf` until it is full or the bytes end, and tells how many were read.
+    /// Reads into `buf` until it is full or the bytes end, and tells how many were read. What of `buf` is past those is
+    /// left as it was or zero.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
     /// Like [`Storage::read_at`] into several buffers in turn.
