@@ -1,0 +1,189 @@
+//! A source as libvirt's `<source>` element: attribute order, quotes, escapes and indentation as libvirt writes them
+//! in live XML, so that texts can be compared.
+//!
+//! The `type` of the enclosing `<disk>` or `<backingStore>` is not part of it ([`Source::type_name`]); neither is the
+//! format, which is an element of its own there.
+
+use super::protocol::{Protocol, Transport};
+use super::source::{Location, Network, Source};
+
+/// An element being written: attributes in single quotes, children indented by two spaces.
+struct Element {
+    name: &'static str,
+    attributes: String,
+    children: String,
+}
+
+impl Element {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            attributes: String::new(),
+            children: String::new(),
+        }
+    }
+
+    fn attribute(&mut self, name: &str, value: impl AsRef<str>) {
+        self.attributes.push(' ');
+        self.attributes.push_str(name);
+        self.attributes.push_str("='");
+        escape(value.as_ref(), &mut self.attributes);
+        self.attributes.push('\'');
+    }
+
+    fn attribute_if(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.attribute(name, value);
+        }
+    }
+
+    fn child(&mut self, child: &Self) {
+        for line in child.finish().lines() {
+            self.children.push_str("  ");
+            self.children.push_str(line);
+            self.children.push('\n');
+        }
+    }
+
+    /// A child with text instead of children.
+    fn child_text(&mut self, child: &Self, text: &str) {
+        self.children
+            .push_str(&format!("  <{}{}>", child.name, child.attributes));
+        escape(text, &mut self.children);
+        self.children.push_str(&format!("</{}>\n", child.name));
+    }
+
+    /// A child with one attribute, where there is a value.
+    fn leaf(&mut self, name: &'static str, attribute: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            let mut child = Self::new(name);
+            child.attribute(attribute, value);
+            self.child(&child);
+        }
+    }
+
+    fn finish(&self) -> String {
+        let Self {
+            name,
+            attributes,
+            children,
+        } = self;
+        if children.is_empty() {
+            format!("<{name}{attributes}/>\n")
+        } else {
+            format!("<{name}{attributes}>\n{children}</{name}>\n")
+        }
+    }
+}
+
+/// Escapes as libvirt does; control characters that XML cannot hold are left out.
+fn escape(text: &str, into: &mut String) {
+    for c in text.chars() {
+        match c {
+            '&' => into.push_str("&amp;"),
+            '<' => into.push_str("&lt;"),
+            '>' => into.push_str("&gt;"),
+            '"' => into.push_str("&quot;"),
+            '\'' => into.push_str("&apos;"),
+            // A newline as such would be read back as a space, and break the lines that are indented here.
+            '\n' => into.push_str("&#10;"),
+            '\r' => into.push_str("&#13;"),
+            '\t' => into.push_str("&#9;"),
+            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
+            c => into.push(c),
+        }
+    }
+}
+
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+/// A number where it is set.
+fn set(number: u64) -> Option<String> {
+    (number != 0).then(|| number.to_string())
+}
+
+impl Source {
+    /// The `<source>` element libvirt would write for this source in live XML, with a newline at the end.
+    pub fn to_libvirt_xml(&self) -> String {
+        let mut source = Element::new("source");
+        match &self.location {
+            Location::File(path) => source.attribute("file", path.to_string_lossy()),
+            Location::Block(path) => source.attribute("dev", path.to_string_lossy()),
+            Location::Dir(path) => source.attribute("dir", path.to_string_lossy()),
+            Location::Network(network) => write_network(network, &mut source),
+            Location::Nvme(nvme) => {
+                source.attribute("type", "pci");
+                source.attribute("namespace", nvme.namespace.to_string());
+                let mut address = Element::new("address");
+                address.attribute("domain", format!("{:#06x}", nvme.domain));
+                address.attribute("bus", format!("{:#04x}", nvme.bus));
+                address.attribute("slot", format!("{:#04x}", nvme.slot));
+                address.attribute("function", format!("{:#x}", nvme.function));
+                source.child(&address);
+            }
+        }
+        if let Some(slice) = self.slice {
+            let mut one = Element::new("slice");
+            one.attribute("type", "storage");
+            one.attribute("offset", slice.offset.to_string());
+            one.attribute("size", slice.size.unwrap_or(0).to_string());
+            let mut slices = Element::new("slices");
+            slices.child(&one);
+            source.child(&slices);
+        }
+        source.finish()
+    }
+}
+
+fn write_network(network: &Network, source: &mut Element) {
+    source.attribute("protocol", network.protocol.as_str());
+    source.attribute_if("name", network.full_name().as_deref());
+    source.attribute_if("query", network.query.as_deref());
+    for host in &network.hosts {
+        let mut element = Element::new("host");
+        element.attribute_if("name", host.name.as_deref());
+        element.attribute_if("port", host.port.map(|port| port.to_string()).as_deref());
+        if host.transport != Transport::Tcp {
+            element.attribute("transport", host.transport.as_str());
+        }
+        element.attribute_if("socket", host.socket.as_deref());
+        source.child(&element);
+    }
+    source.leaf("snapshot", "name", network.snapshot.as_deref());
+    source.leaf("config", "file", network.config_file.as_deref());
+    source.leaf("ssl", "verify", network.ssl_verify.map(yes_no));
+    if !network.cookies.is_empty() {
+        let mut cookies = Element::new("cookies");
+        for (name, value) in &network.cookies {
+            let mut cookie = Element::new("cookie");
+            cookie.attribute("name", name);
+            cookies.child_text(&cookie, value);
+        }
+        source.child(&cookies);
+    }
+    source.leaf("readahead", "size", set(network.readahead).as_deref());
+    source.leaf("timeout", "seconds", set(network.timeout).as_deref());
+    source.leaf("reconnect", "delay", set(network.reconnect_delay).as_deref());
+    match network.protocol {
+        Protocol::Nfs if network.nfs_user.is_some() || network.nfs_group.is_some() => {
+            let mut identity = Element::new("identity");
+            identity.attribute_if("user", network.nfs_user.as_deref());
+            identity.attribute_if("group", network.nfs_group.as_deref());
+            source.child(&identity);
+        }
+        Protocol::Ssh => {
+            let ssh = &network.ssh;
+            source.leaf("knownHosts", "path", ssh.known_hosts.as_deref());
+            if ssh.keyfile.is_some() || ssh.agent.is_some() {
+                let mut identity = Element::new("identity");
+                identity.attribute_if("username", ssh.user.as_deref());
+                identity.attribute_if("keyfile", ssh.keyfile.as_deref());
+                identity.attribute_if("agentsock", ssh.agent.as_deref());
+                source.child(&identity);
+            }
+        }
+        _ => {}
+    }
+}
