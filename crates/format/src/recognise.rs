@@ -96,7 +96,8 @@ const QEMU_WINDOW: usize = 512;
 ///
 /// Each of QEMU's drivers scores the first sector, zeroes behind a short file's end included; a magic number scores 100, and
 /// at equal scores the driver that was registered first wins. The name counts too: one that ends in `.dmg` scores 2, as
-/// the script of a cloop image does, and raw scores 1. Fixed VHDs, ISO images and Apple images by another name are raw.
+/// the script of a cloop image does, and raw scores 1. `file_name` is the name as QEMU is given it, folders included: `.dmg`
+/// alone does not count, `./.dmg` does. Fixed VHDs, ISO images and Apple images by another name are raw.
 ///
 /// # Errors
 /// Only those of reading.
@@ -147,5 +148,7 @@ pub fn probe_as_qemu(bytes: &dyn Bytes, file_name: Option<&str>) -> Result<Forma
     })
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,19 @@ use crate::describe;
 pub(crate) fn samples() -> Vec<(Format, Vec<u8>, Format, Format)> {
     use Format::*;
     let mut v3 = vec![0u8; 512];
-    v3[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    for (at, part) in [
+        (0, &b"QFI\xfb\0\0\0\x03"[..]),
+        (20, &16u32.to_be_bytes()),
+        (24, &(10u64 << 20).to_be_bytes()),
+        (36, &1u32.to_be_bytes()),
+        (40, &0x30000u64.to_be_bytes()),
+        (48, &0x10000u64.to_be_bytes()),
+        (56, &1u32.to_be_bytes()),
+        (96, &4u32.to_be_bytes()),
+        (100, &104u32.to_be_bytes()),
+    ] {
+        v3[at..at + part.len()].copy_from_slice(part);
+    }
     vec![
         (Qcow2, v3, Qcow2, Qcow2),
         (Qcow, qcow::tests::image(b"base"), Qcow, Qcow),
@@ -54,9 +66,7 @@ pub(crate) fn samples() -> Vec<(Format, Vec<u8>, Format, Format)> {
 fn every_sample_is_recognised_as_its_format_alone() {
     for (format, bytes, ..) in samples() {
         assert_eq!(recognise(&bytes).unwrap(), [format]);
-        if format != Format::Qcow2 {
-            assert_eq!(describe(format, &bytes).unwrap().format, format);
-        }
+        assert_eq!(describe(format, &bytes).unwrap().format, format);
     }
     assert_eq!(recognise(&vec![0u8; 100_000]).unwrap(), []);
     assert_eq!(recognise(&Vec::new()).unwrap(), []);
