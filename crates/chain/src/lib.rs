@@ -1,6 +1,20 @@
-//! Chains of virtual-machine disk images: detection, policy, diagnosis, repair and reading.
+//! Chains of virtual-machine disk images.
+//!
+//! An overlay records its backing image and, one hopes, that image's format. [`detect()`] follows such references to
+//! the end of a chain, by libvirt's rules and under a [`Policy`] that decides what may be opened and believed. The
+//! result, a [`Chain`], says for each layer where it is, which format it is in and why we believe it, what its header
+//! says, and how the chain ends. [`Chain::open`] then reads it as one disk, however deep it is.
 #![forbid(unsafe_code)]
 
+pub mod chain;
+pub mod detect;
+pub mod open;
+pub mod policy;
 pub mod reference;
 
+pub use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset, HostOffset, Result, Stack};
+pub use catena_format::Format;
+pub use chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
+pub use detect::{Start, detect};
+pub use policy::Policy;
 pub use reference::{Reading, Reference, ReferenceError, Source};

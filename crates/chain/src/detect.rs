@@ -1,0 +1,606 @@
+//! Detection: following an image's references to the end of its chain, by libvirt's rules.
+//!
+//! Every header on the way is read once and nothing else. What an image names is opened only as the [`Policy`]
+//! allows, and what was opened stays open, so that what was looked at is what will be read. Detection does not fail:
+//! how far it came and why it stopped is its result.
+
+use crate::chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
+use crate::policy::{Policy, Role, Unrecorded};
+use crate::reference::{Location, LostKind, Reading, Reference, Source};
+use catena_engine::{Error, ErrorKind, Result, StorageBytes};
+use catena_format::{Bytes, Description, Format, describe, qcow2, recognise};
+use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
+use rustix::process::{getegid, geteuid};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// The page that libvirt's errors point at.
+const HELP: &str = "https://libvirt.org/kbase/backing_chains.html";
+
+/// What is known of a chain before it is looked at.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Where the active layer is.
+    pub source: Source,
+    /// Its format; probed where `None`.
+    pub format: Option<Format>,
+}
+
+impl Start {
+    /// A file the user names. A format the user gives is believed.
+    pub fn at(path: impl Into<PathBuf>, format: Option<Format>) -> Self {
+        Self {
+            source: Source::file(path),
+            format,
+        }
+    }
+}
+
+/// Follows a chain to its end.
+pub fn detect(start: &Start, policy: &Policy) -> Chain {
+    let mut walk = Walk {
+        policy,
+        chain: Chain {
+            layers: Vec::new(),
+            end: End::Terminated,
+        },
+        seen: HashMap::new(),
+    };
+    let mut next = match open_active(start) {
+        Ok(opened) => Next {
+            source: start.source.clone(),
+            link: None,
+            opened: Some(opened),
+            belief: Belief::of(start),
+        },
+        Err(error) => {
+            let error = access_error(error, &start.source, None);
+            walk.chain.end = broken(error, None, Some(start.source.clone()), None);
+            return walk.chain;
+        }
+    };
+    loop {
+        match walk.step(next) {
+            Ok(following) => next = following,
+            Err(end) => {
+                walk.chain.end = end;
+                return walk.chain;
+            }
+        }
+    }
+}
+
+/// What is known about a layer's format before its header is read.
+#[derive(Clone, Copy, Debug)]
+enum Belief {
+    /// It is this, and why.
+    Known(Format, Origin),
+    /// It may be probed, whatever comes out.
+    Probe(Consent),
+    /// It may be probed, and must turn out a leaf unless the policy trusts it.
+    Unrecorded,
+}
+
+impl Belief {
+    fn of(start: &Start) -> Self {
+        start.format.map_or(Self::Probe(Consent::UserArgument), |format| {
+            Self::Known(format, Origin::Specified)
+        })
+    }
+}
+
+/// A layer that is about to be looked at.
+struct Next {
+    source: Source,
+    link: Option<Link>,
+    opened: Option<LayerFile>,
+    belief: Belief,
+}
+
+struct Walk<'a> {
+    policy: &'a Policy,
+    chain: Chain,
+    /// The objects and places passed, and the layer each is.
+    seen: HashMap<String, usize>,
+}
+
+impl Walk<'_> {
+    /// Looks at a layer, adds it to the chain, and opens what it names.
+    fn step(&mut self, next: Next) -> Result<Next, End> {
+        let layer = self.look(next)?;
+        self.chain.layers.push(layer);
+        self.follow()
+    }
+
+    fn look(&mut self, next: Next) -> Result<Layer, End> {
+        let Next {
+            source,
+            link,
+            opened,
+            belief,
+        } = next;
+        let fail = |error, probed| broken(error, link.clone(), Some(source.clone()), probed);
+        let Some(file) = opened else {
+            // Not on this host: what is recorded is believed, and the walk ends here.
+            let Belief::Known(format, origin) = belief else {
+                return Err(fail(self.unrecorded_error(&source, link.as_ref(), None), None));
+            };
+            return Ok(Layer {
+                source: source.clone(),
+                link: link.clone(),
+                format,
+                origin,
+                description: Description::new(format),
+                header: None,
+                file: None,
+                data_file: None,
+            });
+        };
+        let bytes = StorageBytes::new(&file.storage).map_err(|error| fail(error.into(), None))?;
+        let (format, origin) = match belief {
+            Belief::Known(format, origin) => (format, origin),
+            Belief::Probe(consent) => (
+                self.probe(&bytes, &source).map_err(|error| fail(error, None))?,
+                Origin::Probed(consent),
+            ),
+            Belief::Unrecorded => {
+                let format = self.probe(&bytes, &source).map_err(|error| fail(error, None))?;
+                let description =
+                    describe::describe(format, &bytes).unwrap_or_else(|_| Description::new(format));
+                let Some(consent) = self.may_believe(&description, &source, &file) else {
+                    let error = self.unrecorded_error(&source, link.as_ref(), Some((format, &description)));
+                    return Err(fail(error, Some((format, description))));
+                };
+                (format, Origin::Probed(consent))
+            }
+        };
+        let (description, header) = read_header(format, &bytes).map_err(|error| {
+            let error = Error::from(error).with_path(source.to_string());
+            fail(self.header_error(error, format, origin, &bytes), None)
+        })?;
+        let data_file = description
+            .data_file
+            .as_ref()
+            .map(|_| self.open_data_file(&source, &description, header.as_ref()));
+        Ok(Layer {
+            source: source.clone(),
+            link: link.clone(),
+            format,
+            origin,
+            description,
+            header,
+            file: Some(file),
+            data_file,
+        })
+    }
+
+    /// The one format that the bytes match; raw where they match none.
+    fn probe(&self, bytes: &dyn Bytes, source: &Source) -> Result<Format> {
+        let matches = recognise::recognise(bytes)?;
+        match matches.as_slice() {
+            [] => Ok(Format::Raw),
+            [one] => Ok(*one),
+            several => {
+                let names: Vec<_> = several.iter().map(|format| format.as_str()).collect();
+                Err(Error::new(
+                    ErrorKind::FormatUnknown,
+                    format!(
+                        "the image looks like several formats at once: {}",
+                        names.join(", ")
+                    ),
+                )
+                .with_path(source.to_string())
+                .with_hint("if you know which one it is, give it with --format"))
+            }
+        }
+    }
+
+    /// Why a probed backing image that says this of itself may be believed; `None` where it may not.
+    fn may_believe(&self, description: &Description, source: &Source, file: &LayerFile) -> Option<Consent> {
+        if self.policy.unrecorded() == Unrecorded::Leaf && description.is_leaf() {
+            return Some(Consent::Leaf);
+        }
+        // Trust that cannot be established is no trust.
+        let trusted = self
+            .policy
+            .trusts(source.path()?, &file.storage)
+            .is_ok_and(|trusted| trusted);
+        trusted.then_some(Consent::Trusted)
+    }
+
+    /// Opens what the last layer of the chain names.
+    fn follow(&mut self) -> Result<Next, End> {
+        let number = self.chain.layers.len() - 1;
+        let Some(overlay) = self.chain.layers.last() else {
+            return Err(End::Terminated);
+        };
+        if overlay.file.is_none() {
+            return Err(End::OpenEnded(OpenEnd::NotTraversable));
+        }
+        for key in overlay.keys() {
+            self.seen.insert(key, number);
+        }
+        let Some(recorded) = &overlay.description.backing else {
+            return Err(End::Terminated);
+        };
+        let link = Link {
+            text: recorded.name.clone(),
+            format: recorded.format.clone(),
+        };
+        let fail = |error, source| Err(broken(error, Some(link.clone()), source, None));
+
+        let reference = match overlay.backing_reference() {
+            Ok(reference) => reference,
+            Err(error) => return fail(error.with_path(overlay.name()), None),
+        };
+        if reference.has_lost(LostKind::Credentials) {
+            return Err(End::OpenEnded(OpenEnd::Credentials(link)));
+        }
+        let mut source = reference.resolve(&overlay.source);
+        if let Err(error) = self.policy.check(&link.text, &source, Role::Backing) {
+            return fail(error.with_path(overlay.name()), Some(source));
+        }
+        if self.chain.layers.len() >= self.policy.depth() {
+            let error = Error::new(ErrorKind::TooDeep, nested_too_deeply(&self.chain)).with_hint(format!(
+                "the policy '{}' allows {} layers",
+                self.policy.name(),
+                self.policy.depth()
+            ));
+            return fail(error, Some(source));
+        }
+        let opened = match open_named(&mut source, self.policy) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let top = self.chain.active().map(|layer| &layer.source);
+                return fail(access_error(error, &source, top), Some(source));
+            }
+        };
+        let keys = keys(&source, opened.as_ref());
+        if let Some(earlier) = keys.iter().find_map(|key| self.seen.get(key)) {
+            let error = Error::new(ErrorKind::Loop, nested_too_deeply(&self.chain)).with_hint(format!(
+                "'{}' is layer {earlier} of this chain again; {}",
+                source,
+                relink_hint(overlay)
+            ));
+            return fail(error, Some(source));
+        }
+        match self.belief(overlay, &source, &link) {
+            Ok(belief) => Ok(Next {
+                source,
+                link: Some(link),
+                opened,
+                belief,
+            }),
+            Err(error) => fail(error, Some(source)),
+        }
+    }
+
+    /// What the overlay lets us believe of its backing's format.
+    fn belief(&self, overlay: &Layer, source: &Source, link: &Link) -> Result<Belief> {
+        if let Some(format) = source.format {
+            return Ok(Belief::Known(format, Origin::Recorded));
+        }
+        match link.format.as_deref().filter(|word| !word.is_empty()) {
+            Some(word) => match Format::from_recorded(word) {
+                Some(format) => Ok(Belief::Known(format, Origin::Recorded)),
+                None => Err(Error::new(
+                    ErrorKind::FormatUnknown,
+                    format!(
+                        "'{word}', recorded as the format of backing image '{}', is no format",
+                        link.text
+                    ),
+                )
+                .with_path(overlay.name())
+                .with_hint(relink_hint(overlay))),
+            },
+            None => Ok(match overlay.format {
+                // These formats differ from their own kind only: the parent of a VMDK is a VMDK.
+                format @ (Format::Vmdk | Format::Vpc | Format::Vhdx | Format::Vdi | Format::Parallels) => {
+                    Belief::Known(format, Origin::Recorded)
+                }
+                Format::Qed if self.policy.unrecorded() == Unrecorded::Leaf => Belief::Probe(Consent::Qed),
+                _ => Belief::Unrecorded,
+            }),
+        }
+    }
+
+    /// libvirt's error for a backing image of unrecorded format, with the reason and the cure.
+    fn unrecorded_error(
+        &self,
+        source: &Source,
+        link: Option<&Link>,
+        probed: Option<(Format, &Description)>,
+    ) -> Error {
+        let overlay = self.chain.layers.last();
+        let text = link.map(|link| link.text.as_str()).unwrap_or_default();
+        let overlay_name = overlay.map(Layer::name).unwrap_or_default();
+        let message = format!(
+            "format of backing image '{text}' of image '{overlay_name}' was not specified in the image metadata (See {HELP} for troubleshooting)"
+        );
+        let criteria = match probed {
+            None => format!("'{source}' is not on this host, so it cannot be probed"),
+            Some((format, description)) => criteria(source, format, description),
+        };
+        let format = probed.map_or("FORMAT", |(format, _)| format.as_str());
+        let command = format!(
+            "catena relink {} --backing {} --backing-format {format}",
+            quoted(&overlay_name),
+            quoted(text)
+        );
+        Error::new(ErrorKind::FormatUnknown, message).with_hint(format!(
+            "{criteria}; if you trust it, record its format: {command}"
+        ))
+    }
+
+    /// Says more about a header that cannot be read where somebody vouched for its format.
+    fn header_error(&self, error: Error, format: Format, origin: Origin, bytes: &dyn Bytes) -> Error {
+        if error.kind() != ErrorKind::InvalidFormat {
+            return error;
+        }
+        let found = match recognise::recognise(bytes).as_deref() {
+            Ok([]) => "it looks raw".to_owned(),
+            Ok(matches) => {
+                let names: Vec<_> = matches.iter().map(|format| format.as_str()).collect();
+                format!("it looks like {}", names.join(", "))
+            }
+            Err(_) => return error,
+        };
+        let who = match origin {
+            Origin::Recorded => "its overlay records",
+            Origin::Specified => "you gave",
+            Origin::Probed(_) => return error,
+        };
+        error.with_hint(format!("{who} the format {format}, but {found}"))
+    }
+
+    fn open_data_file(
+        &self,
+        owner: &Source,
+        description: &Description,
+        header: Option<&qcow2::Header>,
+    ) -> DataFileLayer {
+        let recorded = description
+            .data_file
+            .as_ref()
+            .and_then(|file| file.name.clone())
+            .unwrap_or_default();
+        let mut layer = DataFileLayer {
+            text: recorded,
+            source: None,
+            file: Err(Error::new(
+                ErrorKind::BadReference,
+                format!("invalid empty data-file definition in '{owner}'"),
+            )),
+        };
+        if layer.text.is_empty() {
+            return layer;
+        }
+        let name = header
+            .and_then(qcow2::Header::data_file_name)
+            .unwrap_or(layer.text.as_bytes());
+        match Reference::parse_bytes(name, Reading::Catena) {
+            Ok(reference) => {
+                let mut source = reference.resolve(owner);
+                layer.file = self
+                    .policy
+                    .check(&layer.text, &source, Role::DataFile)
+                    .and_then(|()| open_named(&mut source, self.policy))
+                    .and_then(|file| {
+                        let unreachable =
+                            || Error::new(ErrorKind::Unsupported, "the data file is not on this host");
+                        file.ok_or_else(unreachable)
+                    })
+                    .map_err(|error| error.with_path(source.to_string()));
+                layer.source = Some(source);
+            }
+            Err(error) => {
+                layer.file = Err(Error::new(
+                    ErrorKind::BadReference,
+                    format!("can't use data file definition '{}'", layer.text),
+                )
+                .with_source(error));
+            }
+        }
+        layer
+    }
+}
+
+impl Layer {
+    /// What the image records about its backing, understood.
+    ///
+    /// Formats with several names for one parent are tried in the order in which they are trusted.
+    pub fn backing_reference(&self) -> Result<Reference> {
+        let bad = |error: crate::reference::ReferenceError| {
+            Error::new(ErrorKind::BadReference, error.to_string()).with_hint(relink_hint(self))
+        };
+        if let Some(backing) = self.header.as_ref().and_then(|header| header.backing.as_ref()) {
+            return Reference::parse_bytes(&backing.name, Reading::Catena).map_err(bad);
+        }
+        let Some(backing) = &self.description.backing else {
+            return Err(Error::new(
+                ErrorKind::BadReference,
+                "the image has no backing image",
+            ));
+        };
+        if backing.name.is_empty() {
+            let id = backing.parent_id.map_or_else(String::new, |id| format!(" {id}"));
+            return Err(Error::new(
+                ErrorKind::BadReference,
+                format!("the parent image{id} is known by its identity alone, not by a name"),
+            ));
+        }
+        let names = std::iter::once(&backing.name).chain(&backing.alternatives);
+        let mut references =
+            names.map(|name| Reference::parse(&windows_to_local(self.format, name), Reading::Catena));
+        let first = references
+            .next()
+            .unwrap_or_else(|| Reference::parse("", Reading::Catena));
+        let exists = |reference: &Reference| {
+            reference
+                .resolve(&self.source)
+                .path()
+                .is_some_and(|path| path.symlink_metadata().is_ok())
+        };
+        match &first {
+            Ok(reference) if !exists(reference) => references
+                .filter_map(Result::ok)
+                .find(exists)
+                .map_or(first, Ok)
+                .map_err(bad),
+            _ => first.map_err(bad),
+        }
+    }
+
+    fn keys(&self) -> Vec<String> {
+        keys(&self.source, self.file.as_ref())
+    }
+}
+
+/// A VHD or VHDX names its parent as Windows does: backslashes separate folders, and `.\` starts a relative name.
+fn windows_to_local(format: Format, name: &str) -> String {
+    match format {
+        Format::Vpc | Format::Vhdx => name.replace('\\', "/"),
+        _ => name.to_owned(),
+    }
+}
+
+/// The strings by which the same place or object is known again.
+fn keys(source: &Source, file: Option<&LayerFile>) -> Vec<String> {
+    let slice = source.slice;
+    let object = file.map(|file| format!("object {:?} {slice:?}", file.identity.object()));
+    object.into_iter().chain(std::iter::once(source.key())).collect()
+}
+
+fn broken(
+    error: Error,
+    link: Option<Link>,
+    source: Option<Source>,
+    probed: Option<(Format, Description)>,
+) -> End {
+    End::Broken(Box::new(Break {
+        error,
+        link,
+        source,
+        probed,
+    }))
+}
+
+fn nested_too_deeply(chain: &Chain) -> String {
+    let top = chain.active().map(Layer::name).unwrap_or_default();
+    format!("backing store for {top} is self-referential or too deeply nested")
+}
+
+/// Which of the page's three criteria for recording a probed format hold.
+fn criteria(source: &Source, format: Format, description: &Description) -> String {
+    let raw = if format == Format::Raw {
+        "it looks raw"
+    } else {
+        "it is not raw"
+    };
+    let leaf = match (&description.backing, &description.data_file) {
+        (None, None) => "it names no backing image".to_owned(),
+        (Some(backing), _) => format!("it names the backing image '{}'", backing.name),
+        (None, Some(file)) => format!(
+            "it names the data file '{}'",
+            file.name.as_deref().unwrap_or_default()
+        ),
+    };
+    format!(
+        "'{source}' looks like {format}. A probed format may be recorded if the image is raw ({raw}), or names no other \
+         image ({leaf}), or can be trusted because no guest could write it (nothing says so)"
+    )
+}
+
+fn relink_hint(overlay: &Layer) -> String {
+    format!(
+        "record the right one: catena relink {} --backing IMAGE --backing-format FORMAT",
+        quoted(&overlay.name())
+    )
+}
+
+/// A word as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// The active image, which the user named: no policy is asked.
+fn open_active(start: &Start) -> Result<LayerFile> {
+    let Some(path) = start.source.path() else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("'{}' is not on this host", start.source),
+        ));
+    };
+    LayerFile::new(LocalFile::open(path, &OpenOptions::new().lock(LockMode::None))?)
+}
+
+/// Opens what a reference leads to; `None` where that is not a file or block device of this host.
+///
+/// A name that turns out a block device or folder changes the source's type, as in libvirt.
+fn open_named(source: &mut Source, policy: &Policy) -> Result<Option<LayerFile>> {
+    let Location::File(path) = &source.location else {
+        return Ok(None);
+    };
+    let file = policy.open(path);
+    if file.is_err() && std::fs::metadata(path).is_ok_and(|found| found.is_dir()) {
+        source.location = Location::Dir(path.clone());
+        return Ok(None);
+    }
+    let file = file?;
+    if file.is_block_device() {
+        source.location = Location::Block(path.clone());
+    }
+    Ok(Some(LayerFile::new(file)?))
+}
+
+impl LayerFile {
+    pub(crate) fn new(storage: LocalFile) -> Result<Self> {
+        let unknown = || Error::new(ErrorKind::Io, "the system does not tell which file it is");
+        let identity = storage.identity().ok_or_else(unknown)?;
+        let allocated = storage.allocated()?;
+        Ok(Self {
+            storage,
+            identity,
+            allocated,
+        })
+    }
+}
+
+/// libvirt's sentence for an image that cannot be opened.
+fn access_error(error: Error, source: &Source, top: Option<&Source>) -> Error {
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let message = match top {
+        None => format!("Cannot access storage file '{source}' (as uid:{uid}, gid:{gid})"),
+        Some(top) => {
+            format!("Cannot access backing file '{source}' of storage file '{top}' (as uid:{uid}, gid:{gid})")
+        }
+    };
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::Denied => {
+            let system = std::error::Error::source(&error).map(ToString::to_string);
+            let kind = error.kind();
+            let message = system.map_or(message.clone(), |system| format!("{message}: {system}"));
+            Error::new(kind, message).with_hint(match kind {
+                ErrorKind::NotFound => "'catena doctor' searches for where it may have gone",
+                _ => "'catena doctor --as-user USER' tells which file or directory is in the way",
+            })
+        }
+        _ => error,
+    }
+}
+
+fn read_header(
+    format: Format,
+    bytes: &dyn Bytes,
+) -> catena_format::Result<(Description, Option<qcow2::Header>)> {
+    if format == Format::Qcow2 {
+        let header = qcow2::Header::read(bytes)?;
+        return Ok((qcow2::description(&header, bytes), Some(header)));
+    }
+    Ok((describe::describe(format, bytes)?, None))
+}

@@ -1,0 +1,151 @@
+//! A detected chain, opened for reading as one disk.
+
+use crate::chain::{Chain, DataFileLayer, End, Layer, LayerFile, OpenEnd};
+use crate::detect::quoted;
+use catena_engine::{Error, ErrorKind, Image, Qcow2, Raw, Result, Stack};
+use catena_format::{Encryption, Format};
+use catena_storage::{LockMode, Storage};
+use std::sync::Arc;
+
+/// Whether images that somebody writes are read all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// No: every file is locked against writers for as long as the disk is open.
+    #[default]
+    Locked,
+    /// Yes (`--force-share`): what is read may be half written.
+    Force,
+}
+
+impl Chain {
+    /// Opens the guest's view of the whole chain.
+    pub fn open(&self, sharing: Sharing) -> Result<Stack> {
+        self.open_from(0, sharing)
+    }
+
+    /// Opens the view of the chain from a layer down: what the guest would see if that layer were the active one.
+    pub fn open_from(&self, layer: usize, sharing: Sharing) -> Result<Stack> {
+        self.check_complete()?;
+        let layers = self
+            .layers
+            .get(layer..)
+            .filter(|layers| !layers.is_empty())
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::OutOfBounds,
+                    format!("there is no layer {layer}, only {}", self.layers.len()),
+                )
+            })?;
+        let images = layers.iter().map(|layer| {
+            let image = layer
+                .image(sharing)
+                .map_err(|error| error.with_path(layer.name()))?;
+            Ok((image, layer.path().unwrap_or(std::path::Path::new("")).to_owned()))
+        });
+        Ok(Stack::new(images.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// Whether the chain's end is known, so that its content is.
+    pub fn check_complete(&self) -> Result<()> {
+        let last = self.layers.last().map(Layer::name).unwrap_or_default();
+        match &self.end {
+            End::Terminated => Ok(()),
+            End::OpenEnded(OpenEnd::NotTraversable) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("'{last}' is not on this host, so it cannot be read"),
+            )),
+            End::OpenEnded(OpenEnd::Credentials(link)) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the backing image '{}' of '{last}' is not on this host, so it cannot be read",
+                    link.text
+                ),
+            )),
+            End::Broken(broken) => {
+                let mut error = Error::new(broken.error.kind(), broken.error.full());
+                if let Some(hint) = broken.error.hint() {
+                    error = error.with_hint(hint);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Layer {
+    /// Opens the layer alone.
+    pub fn image(&self, sharing: Sharing) -> Result<Arc<dyn Image>> {
+        let file = self
+            .file
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "the image is not on this host"))?;
+        let storage = file.lock(sharing)?;
+        match self.format {
+            Format::Qcow2 => Ok(Arc::new(self.qcow2(storage, sharing)?)),
+            Format::Raw | Format::Iso => {
+                let image = match self.source.slice {
+                    None => Raw::open(storage),
+                    Some(slice) => Raw::open_slice(storage, slice.offset, slice.size),
+                };
+                Ok(Arc::new(image?))
+            }
+            Format::Luks => Err(Error::new(
+                ErrorKind::Encrypted,
+                "the data is encrypted, and reading encrypted images is not supported",
+            )),
+            other => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("reading the data of {other} images is not supported"),
+            )
+            .with_hint(format!(
+                "convert it first: qemu-img convert -f {other} -O qcow2 {} NEW.qcow2",
+                quoted(&self.name())
+            ))),
+        }
+    }
+
+    /// Opens the layer, which is a qcow2 image, with all that only such an image has.
+    pub fn open_qcow2(&self, sharing: Sharing) -> Result<Qcow2> {
+        let file = self
+            .file
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "the image is not on this host"))?;
+        self.qcow2(file.lock(sharing)?, sharing)
+    }
+
+    fn qcow2(&self, storage: Arc<dyn Storage>, sharing: Sharing) -> Result<Qcow2> {
+        let data_file = self
+            .data_file
+            .as_ref()
+            .map(|data_file| data_file.lock(sharing))
+            .transpose()?;
+        Qcow2::open(storage, data_file)
+    }
+
+    /// Whether the layer's data is encrypted.
+    pub fn encryption(&self) -> Option<&Encryption> {
+        self.description.encryption.as_ref()
+    }
+}
+
+impl DataFileLayer {
+    fn lock(&self, sharing: Sharing) -> Result<Arc<dyn Storage>> {
+        match &self.file {
+            Ok(file) => file.lock(sharing),
+            Err(error) => Err(Error::new(
+                error.kind(),
+                format!("the data file '{}' is not open: {}", self.text, error.full()),
+            )),
+        }
+    }
+}
+
+impl LayerFile {
+    /// The open file, locked against writers unless the caller shares.
+    fn lock(&self, sharing: Sharing) -> Result<Arc<dyn Storage>> {
+        if sharing == Sharing::Locked {
+            self.storage.set_lock(LockMode::Read)?;
+        }
+        Ok(Arc::new(self.storage.clone()))
+    }
+}
