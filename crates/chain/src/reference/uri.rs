@@ -51,7 +51,7 @@ pub(super) fn parse(text: &str, reading: Reading, losses: &mut Losses) -> Result
         } else if reading == Reading::Libvirt {
             match query.strip_prefix("socket=") {
                 Some(socket) => host.socket = Some(socket.to_owned()),
-                None => losses.location("?", format_args!("libvirt drops the query '{query}'")),
+                None => losses.location("query", format_args!("libvirt drops the query '{query}'")),
             }
         } else {
             read_query(query, &mut network, &mut host, losses)?;
@@ -147,7 +147,10 @@ fn read_query(
             (Protocol::Nfs, "gid") => network.nfs_group = Some(format!("+{value}")),
             (Protocol::Ssh, "host_key_check") if value == "no" => network.ssh.host_key_unchecked = true,
             (Protocol::Ftp | Protocol::Ftps | Protocol::Tftp, _) => {
-                losses.location("?", format_args!("libvirt has no place for the query '{query}'"));
+                losses.location(
+                    "query",
+                    format_args!("libvirt has no place for the query '{query}'"),
+                );
             }
             _ => losses.setting(key, "libvirt has no place for this part of the query"),
         }
