@@ -9,6 +9,7 @@
 pub mod chain;
 pub mod detect;
 pub mod open;
+pub mod ops;
 pub mod policy;
 pub mod reference;
 

@@ -10,6 +10,9 @@ use crate::limits;
 /// Sectors of the guest's disk; a new disk is a whole number of them, as with QEMU.
 const SECTOR: u64 = 512;
 
+/// Images with larger clusters than this get a table of feature names.
+const FEATURE_NAMES_ABOVE: u64 = 4096;
+
 /// What to create. Defaults are those of `qemu-img create -f qcow2`.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
@@ -200,15 +203,11 @@ fn empty_header(options: &CreateOptions) -> Result<Header> {
         extensions,
         unknown_fields: Vec::new(),
     };
-    if options.version == Version::V3 {
-        let without_names = header.clone();
+    // The feature names are a courtesy that leaves little room in a small first cluster: QEMU does without there.
+    if options.version == Version::V3 && options.cluster_bits.size() > FEATURE_NAMES_ABOVE {
         header
             .extensions
             .push(Extension::FeatureNames(FeatureName::all()));
-        // The names are a courtesy: small clusters do without.
-        if header.encode().is_err() {
-            header = without_names;
-        }
     }
     // The name goes right behind the extensions.
     let end = header.encode()?.len();

@@ -645,7 +645,7 @@ mod tests {
     /// An image as bytes: small disk, small clusters, whatever options ask for.
     fn image(change: impl FnOnce(&mut CreateOptions)) -> Vec<u8> {
         let mut options = CreateOptions::new(1 << 20).unwrap();
-        options.cluster_bits = ClusterBits::new(12).unwrap();
+        options.cluster_bits = ClusterBits::new(13).unwrap();
         change(&mut options);
         let new = NewImage::lay_out(&options).unwrap();
         let mut bytes = vec![0; usize::try_from(new.len).unwrap()];
@@ -713,14 +713,14 @@ mod tests {
             (24, &(1u64 << 40).to_be_bytes(), "L1 table is too small"),
             (32, &3u32.to_be_bytes(), "unsupported encryption method 3"),
             (36, &u32::MAX.to_be_bytes(), "L1 table too large"),
-            (40, &0x3001u64.to_be_bytes(), "not cluster-aligned"),
-            (40, &(u64::MAX << 12).to_be_bytes(), "out of range"),
+            (40, &0x6001u64.to_be_bytes(), "not cluster-aligned"),
+            (40, &(u64::MAX << 13).to_be_bytes(), "out of range"),
             (48, &1u64.to_be_bytes(), "not cluster-aligned"),
             (56, &u32::MAX.to_be_bytes(), "refcount table too large"),
             (60, &65_537u32.to_be_bytes(), "snapshot table too large"),
             (96, &7u32.to_be_bytes(), "may not exceed 64 bits"),
             (100, &96u32.to_be_bytes(), "header too short"),
-            (100, &8192u32.to_be_bytes(), "exceeds cluster size"),
+            (100, &8200u32.to_be_bytes(), "exceeds cluster size"),
             (104, &[2], "unknown compression type 2"),
             (104, &[1], "contradict"),
             (116, &u32::MAX.to_be_bytes(), "longer than its area"),

@@ -236,8 +236,12 @@ mod tests {
             let mut options = CreateOptions::new(1 << 20).unwrap();
             options.cluster_bits = ClusterBits::new(bits).unwrap();
             options.backing = Some((b"base.img".to_vec(), b"raw".to_vec()));
-            let new = NewImage::lay_out(&options).unwrap();
-            let mut area = new.header.encode().unwrap();
+            let mut header = NewImage::lay_out(&options).unwrap().header;
+            header.extensions.push(Extension::Unknown {
+                kind: 0x1234_5678,
+                data: vec![7; 400],
+            });
+            let mut area = header.encode().unwrap();
             area.resize(1 << bits, 0);
             // One change after the other on the same header.
             for (name, format) in [

@@ -1,0 +1,31 @@
+//! Who watches a long operation, and may stop it.
+
+use catena_engine::{Error, ErrorKind, Result};
+
+/// Watches a long operation. Called from several threads, often; it must be quick.
+pub trait Observer: Sync {
+    /// So much is done, of so much. Both in bytes of the guest's disk.
+    fn progress(&self, done: u64, total: u64);
+
+    /// Whether to stop. What was done so far stays consistent.
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    /// An error where it is to stop.
+    fn check(&self) -> Result<()> {
+        if self.cancelled() {
+            Err(Error::new(ErrorKind::Cancelled, "stopped"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn progress(&self, _done: u64, _total: u64) {}
+}
