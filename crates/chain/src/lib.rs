@@ -8,6 +8,7 @@
 
 pub mod chain;
 pub mod detect;
+pub mod extents;
 pub mod open;
 pub mod ops;
 pub mod policy;
@@ -17,5 +18,6 @@ pub use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset,
 pub use catena_format::Format;
 pub use chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
 pub use detect::{Start, detect};
+pub use extents::Extents;
 pub use policy::Policy;
 pub use reference::{Reading, Reference, ReferenceError, Source};

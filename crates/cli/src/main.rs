@@ -1,19 +1,23 @@
-//! The `catena` command: one verb a file, in [`commands`].
+//! The `catena` command. [`cli`] says what may be written on the command line, [`commands`] has one verb a file.
 #![forbid(unsafe_code)]
 
+mod cli;
 mod commands;
+mod error;
+mod limits;
+mod output;
+mod target;
+mod text;
 
 use clap::Parser;
 use std::process::ExitCode;
 
-/// Understand, vet and mend chains of virtual-machine disk images.
-#[derive(Debug, Parser)]
-#[command(name = "catena", version)]
-struct Cli {
-    #[command(subcommand)]
-    command: commands::Command,
-}
-
 fn main() -> ExitCode {
-    Cli::parse().command.run()
+    let cli = cli::Cli::parse();
+    cli.color.write_global();
+    limits::raise();
+    match cli.command.run() {
+        Ok(code) => code,
+        Err(error) => error.report(),
+    }
 }

@@ -1,0 +1,89 @@
+//! The one place where an error becomes text and an exit status.
+//!
+//! The first line is `catena: ` and what is wrong, with where; then the errors underneath, one a line; then what to do
+//! next as `hint: `. All of it goes to standard error.
+
+use crate::text;
+use anstyle::{AnsiColor, Style};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+const RED: Style = AnsiColor::Red.on_default().bold();
+const CYAN: Style = AnsiColor::Cyan.on_default().bold();
+
+/// The status of a shell for a process that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+/// Why a verb ends.
+#[derive(Debug)]
+pub enum CommandError {
+    /// It could not be done.
+    Failed(Box<catena::Error>),
+    /// Standard output cannot be written.
+    Output(io::Error),
+}
+
+impl CommandError {
+    /// Says what is wrong on standard error, and gives the exit status. When that is gone too, there is nobody to tell.
+    pub fn report(&self) -> ExitCode {
+        let mut stderr = anstream::stderr().lock();
+        let (code, _) = match self {
+            Self::Failed(error) if error.kind() == catena::ErrorKind::Cancelled => {
+                (INTERRUPTED, writeln!(stderr, "catena: stopped"))
+            }
+            Self::Failed(error) => (1, write_error(&mut stderr, error)),
+            // Whoever reads has seen enough: `catena … | head` is no failure.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => (0, Ok(())),
+            Self::Output(error) => (
+                1,
+                writeln!(stderr, "{RED}catena:{RED:#} cannot write the output: {error}"),
+            ),
+        };
+        ExitCode::from(code)
+    }
+}
+
+/// Writes an error in full: what and where, what is underneath, what to do next.
+pub fn write_error(out: &mut impl Write, error: &catena::Error) -> io::Result<()> {
+    writeln!(out, "{RED}catena:{RED:#} {}", text::printable(&error.to_string()))?;
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        writeln!(out, "  because: {}", text::printable(&cause.to_string()))?;
+        source = cause.source();
+    }
+    match error.hint() {
+        Some(hint) => writeln!(out, "{CYAN}hint:{CYAN:#} {}", text::printable(hint)),
+        None => Ok(()),
+    }
+}
+
+impl From<catena::Error> for CommandError {
+    fn from(error: catena::Error) -> Self {
+        Self::Failed(Box::new(error))
+    }
+}
+
+impl From<catena_format::Error> for CommandError {
+    fn from(error: catena_format::Error) -> Self {
+        catena::Error::from(error).into()
+    }
+}
+
+impl From<catena_storage::Error> for CommandError {
+    fn from(error: catena_storage::Error) -> Self {
+        catena::Error::from(error).into()
+    }
+}
+
+/// Writing is the only thing here whose errors are the system's alone.
+impl From<io::Error> for CommandError {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl From<serde_json::Error> for CommandError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Output(error.into())
+    }
+}

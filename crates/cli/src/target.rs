@@ -1,0 +1,82 @@
+//! The chain that a verb is about: the options that name it and say what may be believed.
+
+use crate::error::CommandError;
+use crate::text;
+use catena::chain::{Consent, Origin};
+use catena::open::Sharing;
+use catena::{Chain, Format, Policy, Start, detect};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Names a chain by its active image.
+#[derive(Debug, clap::Args)]
+pub struct TargetArgs {
+    /// The active image of the chain: a file or block device
+    pub target: PathBuf,
+    /// The active image's format; probed where it is not given
+    #[arg(short, long, value_parser = parse_format)]
+    pub format: Option<Format>,
+    /// What may be opened and believed because an image says so: 'libvirt', 'strict' or a policy file
+    #[arg(long, default_value = "libvirt")]
+    pub policy: String,
+    /// Read images although another process may be writing them: what is read may be half written
+    #[arg(short = 'U', long)]
+    pub force_share: bool,
+}
+
+impl TargetArgs {
+    /// What is known before anything is looked at.
+    pub fn start(&self) -> Start {
+        Start::at(&self.target, self.format)
+    }
+
+    /// The rules to follow.
+    pub fn policy(&self) -> Result<Policy, CommandError> {
+        Ok(Policy::load(&self.policy)?)
+    }
+
+    /// Follows the chain. That it breaks is a result, not an error.
+    pub fn detect(&self) -> Result<Chain, CommandError> {
+        Ok(detect(&self.start(), &self.policy()?))
+    }
+
+    /// Whether images that somebody writes are read.
+    pub fn sharing(&self) -> Sharing {
+        if self.force_share {
+            Sharing::Force
+        } else {
+            Sharing::Locked
+        }
+    }
+}
+
+/// Says on standard error that the active image's format was probed, where what came out can name other files: a guest
+/// can write a header at the start of a raw disk.
+pub fn warn_probed(chain: &Chain) {
+    if let Some(note) = probed_note(chain) {
+        let _ = writeln!(anstream::stderr(), "catena: {note}");
+    }
+}
+
+/// The sentence that [`warn_probed`] says; `None` where there is no need.
+pub fn probed_note(chain: &Chain) -> Option<String> {
+    let active = chain.active()?;
+    let probed = active.origin == Origin::Probed(Consent::UserArgument) && active.format != Format::Raw;
+    probed.then(|| {
+        format!(
+            "{} was probed as {format}, which a guest can fake: give '-f {format}' to be sure",
+            text::printable(&active.name()),
+            format = active.format,
+        )
+    })
+}
+
+/// A format by QEMU's name for it, or libvirt's.
+pub fn parse_format(name: &str) -> Result<Format, String> {
+    Format::from_qemu(name)
+        .or_else(|| Format::from_libvirt(name))
+        .ok_or_else(|| {
+            let names: Vec<_> = Format::ALL.iter().map(|format| format.as_str()).collect();
+            format!("there is no such format; known are {}", names.join(", "))
+        })
+}

@@ -1,0 +1,107 @@
+//! Words and numbers as people read them.
+
+/// A text from an image or a path, made safe to print: it must not steer the terminal, or look like several lines.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            // Bidirectional overrides reorder what follows them, and so could hide a name behind another.
+            let steers = c.is_control()
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+            if steers { char::REPLACEMENT_CHARACTER } else { c }
+        })
+        .collect()
+}
+
+/// A number of bytes in the largest binary unit that leaves three digits or so: `512 B`, `1.5 KiB`, `20 GiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    // What would be shown as 1024 is one of the next unit.
+    while value >= 1023.5 {
+        let Some(next) = units.next() else { break };
+        value /= 1024.0;
+        unit = Some(next);
+    }
+    // One decimal where it says something.
+    let rounded = (value * 10.0).round() / 10.0;
+    let digits = usize::from(value < 9.95 && rounded.fract() != 0.0);
+    format!("{value:.digits$} {}", unit.unwrap_or(&"KiB"))
+}
+
+/// Reads a number of bytes as qemu-img does: `4096`, `64k`, `1.5G`; a suffix is a power of 1024.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is no number of bytes: digits, then k, M, G, T, P or E if need be");
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at_checked(digits).ok_or_else(bad)?;
+    let shift = match suffix {
+        "" | "b" | "B" => 0,
+        "k" | "K" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        "P" | "p" => 50,
+        "E" | "e" => 60,
+        _ => return Err(bad()),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let unit = 1u64 << shift;
+    let part: f64 = format!("0.{fraction}").parse().map_err(|_| bad())?;
+    whole
+        .checked_mul(unit)
+        .and_then(|bytes| bytes.checked_add((part * unit as f64) as u64))
+        .ok_or_else(|| format!("'{text}' is more than 2^64 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_few_digits_and_never_1024_of_a_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (64 << 10, "64 KiB"),
+            ((1 << 20) - 1, "1 MiB"),
+            (20 << 30, "20 GiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(size(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_qemu_img_reads_them() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("512", Some(512)),
+            ("64k", Some(64 << 10)),
+            ("1.5G", Some(3 << 29)),
+            ("16E", None),
+            ("k", None),
+            ("-1", None),
+            ("1.2.3M", None),
+            ("1 M", None),
+        ] {
+            assert_eq!(parse_size(text).ok(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_do_not_steer_the_terminal() {
+        assert_eq!(
+            printable("a\u{1b}[31m\nb\u{202e}c"),
+            "a\u{fffd}[31m\u{fffd}b\u{fffd}c"
+        );
+    }
+}
