@@ -8,6 +8,7 @@
 
 pub mod chain;
 pub mod detect;
+pub mod doctor;
 pub mod extents;
 pub mod open;
 pub mod ops;

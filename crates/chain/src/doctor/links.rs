@@ -1,0 +1,93 @@
+//! References: what an image records about its backing, and who reads it how.
+
+use super::{Code, Cure, Examination, Severity, libvirt_walk, recording};
+use crate::chain::Layer;
+use crate::reference::differs_from_qemu;
+use catena_engine::StorageBytes;
+use catena_format::limits;
+
+pub(super) fn check(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
+    differs(examination, number, layer);
+    place(examination, number, layer);
+}
+
+/// A string that libvirt and QEMU read differently.
+fn differs(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
+    let Some(recorded) = &layer.description.backing else {
+        return;
+    };
+    // Only these two record a string by QEMU's rules; the others have names of their own.
+    if layer.header.is_none() && !matches!(layer.format, catena_format::Format::Qed) {
+        return;
+    }
+    let Some(how) = differs_from_qemu(&recorded.name, &layer.source) else {
+        return;
+    };
+    // The credentials themselves are nobody's business, and have a finding of their own.
+    let text = match crate::reference::Reference::parse(&recorded.name, crate::reference::Reading::Catena) {
+        Ok(reference) if reference.has_lost(crate::reference::LostKind::Credentials) => return,
+        _ => &recorded.name,
+    };
+    examination.find(
+        Code::ReferenceDiffers,
+        Severity::Warning,
+        (number, layer.name()),
+        format!("libvirt and QEMU read the backing reference '{text}' differently: {how}"),
+        "under libvirt the guest may see another disk than qemu-img does, or none",
+        Cure::advice("record a plain file name, or a URI, which both read alike: 'catena relink'"),
+    );
+}
+
+/// Where in the image the name lies.
+fn place(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
+    let (Some(header), Some(file)) = (&layer.header, &layer.file) else {
+        return;
+    };
+    let Some(name) = &header.backing else {
+        return;
+    };
+    let format = examination
+        .chain
+        .layers
+        .get(number + 1)
+        .map(|backing| backing.format);
+    let fits = name.name.len() as u64 <= u64::from(limits::BACKING_NAME_BYTES);
+    let cure = match (format.and_then(|format| recording(layer, format)), fits) {
+        (Some(fix), true) => Cure::relink(&layer.name(), &fix.name, fix.format.as_str())
+            .saying("writing the same name again puts it into the first cluster")
+            .by(fix),
+        _ => Cure::advice("record the backing image again once it can be opened: 'catena relink'"),
+    };
+    if name.end() > header.cluster_bits.size() {
+        examination.find(
+            Code::NameOutsideFirstCluster,
+            Severity::Warning,
+            (number, layer.name()),
+            format!(
+                "the backing file name lies at offset {}, outside the first cluster of {} bytes",
+                name.offset,
+                header.cluster_bits.size()
+            ),
+            "a guest that writes to this image may be able to change the name, and so choose a file of the host to read",
+            cure.clone(),
+        );
+    }
+    let Ok(bytes) = StorageBytes::new(&file.storage) else {
+        return;
+    };
+    if !libvirt_walk::look(header, &bytes).backing {
+        examination.find(
+            Code::BackingUnseen,
+            Severity::Error,
+            (number, layer.name()),
+            format!(
+                "the backing file name lies at offset {}, beyond the {} bytes that libvirt reads",
+                name.offset,
+                libvirt_walk::WINDOW
+            ),
+            "libvirt takes the image for one without a backing image and has QEMU open it so: the guest sees zeros instead \
+             of its data",
+            cure,
+        );
+    }
+}
