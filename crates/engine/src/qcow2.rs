@@ -141,11 +141,25 @@ impl Qcow2 {
         let count = in_table(end - 1) - first + 1;
         let slice_offset = table.saturating_add(first * entry_size);
         let slice = self.read_metadata(slice_offset, count * entry_size)?;
-        let mut address = start - cluster_bits.offset_in_cluster(start);
-        for (index, raw) in (0u64..).zip(slice.chunks_exact(usize::try_from(entry_size).unwrap_or(8))) {
-            let (entry, bitmap) = raw.split_at_checked(8).unwrap_or_default();
-            let from = address.max(start);
-            let to = (address + cluster_bits.size()).min(end);
+        let entry_bytes = usize::try_from(entry_size).unwrap_or(8);
+        let first_address = start - cluster_bits.offset_in_cluster(start);
+        let address_of = |index: usize| first_address.saturating_add((index as u64) << cluster_bits.get());
+        let mut index = 0;
+        while let Some(rest) = slice.get(index * entry_bytes..).filter(|rest| !rest.is_empty()) {
+            let from = address_of(index).max(start);
+            // Tables are mostly empty, and emptiness is found much faster than it is decoded.
+            let empty = leading_zeros(rest) / entry_bytes;
+            if empty > 0 {
+                index += empty;
+                extent(from, address_of(index).min(end), ExtentKind::Unallocated).push_to(extents);
+                continue;
+            }
+            let address = address_of(index);
+            let to = address_of(index + 1).min(end);
+            let (entry, bitmap) = rest
+                .get(..entry_bytes)
+                .and_then(|raw| raw.split_at_checked(8))
+                .unwrap_or_default();
             match self.layout.cluster(be64(entry), be64(bitmap)) {
                 Ok(Cluster::Subclusters {
                     host,
@@ -159,11 +173,11 @@ impl Qcow2 {
                     extent(from, to, kind).push_to(extents);
                 }
                 Err(_) => {
-                    let entry = HostOffset(slice_offset.saturating_add(index * entry_size));
+                    let entry = HostOffset(slice_offset.saturating_add((index * entry_bytes) as u64));
                     extent(from, to, ExtentKind::Corrupt { entry }).push_to(extents);
                 }
             }
-            address += cluster_bits.size();
+            index += 1;
         }
         Ok(())
     }
@@ -295,4 +309,16 @@ fn extent(from: u64, to: u64, kind: ExtentKind) -> Extent {
 /// A big-endian number; 0 for fewer than 8 bytes.
 fn be64(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(0, u64::from_be_bytes)
+}
+
+/// How many zeros the bytes start with.
+fn leading_zeros(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 64;
+    let blocks = bytes
+        .chunks_exact(BLOCK)
+        .take_while(|block| **block == [0; BLOCK])
+        .count()
+        * BLOCK;
+    let rest = bytes.get(blocks..).unwrap_or_default();
+    blocks + rest.iter().take_while(|byte| **byte == 0).count()
 }
