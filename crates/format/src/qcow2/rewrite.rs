@@ -71,7 +71,13 @@ fn plan_all(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
             .unwrap_or_default();
     if bare.len() <= SECTOR || !moved {
         let place = free_place(bare.len().max(extensions_end), old_name, name.len(), cluster_size)?;
-        let sector = sector_0(&with_name_at(&bare, place, name)?);
+        let mut start = with_name_at(&bare, place, name)?;
+        if !name.is_empty() && place < SECTOR {
+            // A name that begins in sector 0 is written with it, too: the sector is written as a whole.
+            start.resize(place, 0);
+            start.extend_from_slice(name);
+        }
+        let sector = sector_0(&start);
         let name_write = (!name.is_empty()).then(|| (place as u64, name.to_vec()));
         return Ok(name_write.into_iter().chain([(0, sector)]).collect());
     }
@@ -276,6 +282,28 @@ mod tests {
                 let header = Header::read(&area).unwrap();
                 assert_eq!((header.header_length, header.l1_offset), (112, old.l1_offset));
             }
+        }
+    }
+
+    #[test]
+    fn a_name_that_reaches_over_the_end_of_the_first_sector_stays_whole() {
+        let mut options = CreateOptions::new(1 << 20).unwrap();
+        options.cluster_bits = ClusterBits::new(12).unwrap();
+        options.version = Version::V2;
+        let new = NewImage::lay_out(&options).unwrap();
+        let mut area = new.header.encode().unwrap();
+        area.resize(4096, 0);
+        for name in [vec![b'x'; 450], vec![b'y'; 1023], vec![b'z'; 430]] {
+            let old = Header::read(&area).unwrap();
+            let writes = plan(&area, &old, &change(&old, &name, Some(b"raw"))).unwrap();
+            let (before, states) = (reference(&area), every_state(&area, &writes));
+            let after = (Some(name), Some(b"raw".to_vec()));
+            for state in &states {
+                let seen = reference(state);
+                assert!(seen == before || seen == after, "{seen:?}");
+            }
+            area = states.last().unwrap().clone();
+            assert_eq!(reference(&area), after);
         }
     }
 
