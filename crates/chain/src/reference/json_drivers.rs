@@ -402,12 +402,11 @@ fn nfs(fields: &Fields<'_>, losses: &mut Losses) -> Parsed<Network> {
         _ => None,
     };
     let (user, group) = (id("user"), id("group"));
-    // QEMU does without; libvirt does not.
-    if (user.is_none() || group.is_none())
-        && (fields.reading == Reading::Libvirt
-            || fields.get("user").is_some()
-            || fields.get("group").is_some())
-    {
+    // libvirt demands both, QEMU neither; what is there must be a number.
+    let missing = |key, id: Option<i32>| {
+        id.is_none() && (fields.reading == Reading::Libvirt || fields.get(key).is_some())
+    };
+    if missing("user", user) || missing("group", group) {
         return Err(ReferenceError::missing(
             "missing 'user' or 'group' attribute in JSON backing definition for NFS volume",
         ));

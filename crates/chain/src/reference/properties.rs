@@ -12,7 +12,7 @@ fn host() -> impl Strategy<Value = Host> {
 
 fn sources() -> impl Strategy<Value = Source> {
     let name = "[ -~é]{1,12}";
-    let network = (0..6_usize, name, host(), prop::bool::ANY, 0..3_u64).prop_map(
+    let network = (0..7_usize, name, host(), prop::bool::ANY, 0..3_u64).prop_map(
         |(kind, name, host, unix, timeout)| {
             let protocol = [
                 Protocol::Nbd,
@@ -21,6 +21,7 @@ fn sources() -> impl Strategy<Value = Source> {
                 Protocol::Ssh,
                 Protocol::Rbd,
                 Protocol::Ftp,
+                Protocol::Nfs,
             ][kind];
             let mut network = Network::new(protocol);
             network.name = Some(name);
@@ -30,6 +31,9 @@ fn sources() -> impl Strategy<Value = Source> {
             }];
             if matches!(protocol, Protocol::Gluster | Protocol::Rbd) {
                 network.volume = Some("v".to_owned());
+            }
+            if protocol == Protocol::Nfs && unix {
+                network.nfs_group = Some("+6".to_owned());
             }
             if matches!(protocol, Protocol::Https | Protocol::Ftp) {
                 network.timeout = timeout;

@@ -335,7 +335,7 @@ fn refuses_in_libvirts_words() {
             "missing 'server' attribute in JSON backing definition for NFS volume",
         ),
         (
-            r#"json:{"driver":"nfs","server":{"host":"h"},"user":1}"#,
+            r#"json:{"driver":"nfs","server":{"host":"h"},"user":"x"}"#,
             "missing 'user' or 'group' attribute in JSON backing definition for NFS volume",
         ),
         (
