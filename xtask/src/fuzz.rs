@@ -27,13 +27,13 @@ const FLAGS: &[&str] = &[
 ];
 
 /// Hostile input must be refused within these; a correct parser of headers stays far below both.
-const MEMORY_MIB: u32 = 1024;
+const MEMORY_MIB: u32 = 512;
 const SECONDS_PER_INPUT: u32 = 10;
 
 /// Builds the targets (all, if none is named) and runs each for `seconds`, one after the other.
 ///
-/// Inputs that found new code are kept in `fuzz/corpus/TARGET`, those that failed in `fuzz/artifacts/TARGET`; inputs in
-/// `fuzz/seeds/TARGET`, which belong to the tree, are read and never written.
+/// Inputs that found new code are kept in `fuzz/corpus/TARGET`, those that failed in `fuzz/artifacts/TARGET`. A target
+/// plants its seeds in the corpus by itself: none are stored in the tree.
 pub fn fuzz(seconds: u32, targets: &[String]) -> Result<()> {
     let manifest = root().join("fuzz/Cargo.toml");
     let known = known_targets(&manifest)?;
@@ -74,11 +74,7 @@ fn run_target(target: &str, host: &str, seconds: u32) -> Result<()> {
     command.arg(format!("-timeout={SECONDS_PER_INPUT}"));
     command.arg(format!("-artifact_prefix={}/", artifacts.display()));
     command.args(["-print_final_stats=1", "-verbosity=0"]);
-    command.arg(&corpus);
-    let seeds = fuzz.join("seeds").join(target);
-    if seeds.is_dir() {
-        command.arg(seeds);
-    }
+    command.arg(&corpus).env("CATENA_FUZZ_SEEDS", &corpus);
     run(&mut command).with_context(|| format!("the failing input, if any, is in {}", artifacts.display()))
 }
 
