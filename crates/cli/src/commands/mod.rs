@@ -1,9 +1,12 @@
 //! The verbs. Each file has an `Args` that clap fills in and a `run` that does it and gives the exit status.
 
+mod backing;
 pub mod completions;
+pub mod create;
 pub mod man;
 pub mod map;
 pub mod reference;
+pub mod relink;
 
 use crate::error::CommandError;
 use std::process::ExitCode;
@@ -13,6 +16,10 @@ use std::process::ExitCode;
 pub enum Command {
     /// Tell which layer holds what of the guest's disk, and where
     Map(map::Args),
+    /// Make a new image, alone or over a backing image
+    Create(create::Args),
+    /// Rewrite what an overlay records about its backing image
+    Relink(relink::Args),
     /// Say what a recorded backing reference means
     Reference(reference::Args),
     /// Print a shell's completions
@@ -29,6 +36,8 @@ impl Command {
         match self {
             Self::Map(args) => map::run(args),
             Self::Reference(args) => Ok(reference::run(args)),
+            Self::Create(args) => create::run(args),
+            Self::Relink(args) => relink::run(args),
             Self::Completions(args) => completions::run(args),
             Self::Man(args) => man::run(args),
         }
