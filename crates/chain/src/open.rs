@@ -5,6 +5,7 @@ use crate::detect::quoted;
 use catena_engine::{Error, ErrorKind, Image, Qcow2, Raw, Result, Stack};
 use catena_format::{Encryption, Format};
 use catena_storage::{LockMode, Storage};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Whether images that somebody writes are read all the same.
@@ -36,13 +37,32 @@ impl Chain {
                     format!("there is no layer {layer}, only {}", self.layers.len()),
                 )
             })?;
-        let images = layers.iter().map(|layer| {
-            let image = layer
-                .image(sharing)
-                .map_err(|error| error.with_path(layer.name()))?;
-            Ok((image, layer.path().unwrap_or(std::path::Path::new("")).to_owned()))
-        });
+        let images = layers.iter().map(|layer| layer.stacked(sharing));
         Ok(Stack::new(images.collect::<Result<Vec<_>>>()?))
+    }
+
+    /// Opens the guest's view as it was when an internal snapshot of the active image was taken.
+    ///
+    /// The snapshot is named by its id or, where none has that id, by its name, as with qemu-img.
+    pub fn open_snapshot(&self, snapshot: &str, sharing: Sharing) -> Result<Stack> {
+        self.check_complete()?;
+        let none = || Error::new(ErrorKind::NotFound, format!("there is no snapshot '{snapshot}'"));
+        let (active, below) = self.layers.split_first().ok_or_else(none)?;
+        let named = |error: Error| error.with_path(active.name());
+        if active.format != Format::Qcow2 {
+            return Err(named(none()));
+        }
+        let image = active.open_qcow2(sharing).map_err(named)?;
+        let snapshots = image.snapshots().map_err(named)?;
+        let by_id = snapshots.iter().find(|candidate| candidate.id == snapshot);
+        let found = by_id.or_else(|| snapshots.iter().find(|candidate| candidate.name == snapshot));
+        let found = found.ok_or_else(|| named(none()))?;
+        let top: Arc<dyn Image> = Arc::new(image.at_snapshot(found));
+        let mut images = vec![(top, path_of(active))];
+        for layer in below {
+            images.push(layer.stacked(sharing)?);
+        }
+        Ok(Stack::new(images))
     }
 
     /// Whether the chain's end is known, so that its content is.
@@ -73,6 +93,14 @@ impl Chain {
 }
 
 impl Layer {
+    /// Opens the layer alone, with the path by which a stack's errors name it.
+    pub(crate) fn stacked(&self, sharing: Sharing) -> Result<(Arc<dyn Image>, PathBuf)> {
+        let image = self
+            .image(sharing)
+            .map_err(|error| error.with_path(self.name()))?;
+        Ok((image, path_of(self)))
+    }
+
     /// Opens the layer alone.
     pub fn image(&self, sharing: Sharing) -> Result<Arc<dyn Image>> {
         let file = self
@@ -148,4 +176,8 @@ impl LayerFile {
         }
         Ok(Arc::new(self.storage.clone()))
     }
+}
+
+fn path_of(layer: &Layer) -> PathBuf {
+    layer.path().map(PathBuf::from).unwrap_or_default()
 }

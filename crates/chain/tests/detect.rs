@@ -207,23 +207,26 @@ fn a_missing_backing_image_breaks_the_chain_in_libvirts_words() {
 fn snapshots_read_as_qemu_reads_them() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    img(dir, "create -q -f qcow2 top.qcow2 2M");
+    img(dir, "create -q -f raw base.raw 2M");
+    run(
+        dir,
+        "qemu-io",
+        &["-f", "raw", "-c", "write -P 1 1M 512k", "base.raw"],
+    );
+    img(dir, "create -q -f qcow2 -b base.raw -F raw top.qcow2 2M");
     io(dir, "top.qcow2", &["write -P 3 0 64k"]);
     img(dir, "snapshot -c first top.qcow2");
     io(dir, "top.qcow2", &["write -P 5 1000 100k"]);
     let chain = found(dir, "top.qcow2");
-    let image = chain.layers[0].open_qcow2(Sharing::Locked).unwrap();
-    let snapshots = image.snapshots().unwrap();
-    assert_eq!(
-        (snapshots[0].name.as_str(), snapshots[0].virtual_size),
-        ("first", 2 << 20)
-    );
-    let stack = catena::Stack::new([(
-        std::sync::Arc::new(image.at_snapshot(&snapshots[0])) as std::sync::Arc<dyn catena_engine::Image>,
-        "top".into(),
-    )]);
     let mut bytes = vec![0; 2 << 20];
-    stack.read_at(&mut bytes, GuestOffset(0)).unwrap();
+    for name in ["1", "first"] {
+        let stack = chain.open_snapshot(name, Sharing::Locked).unwrap();
+        stack.read_at(&mut bytes, GuestOffset(0)).unwrap();
+    }
+    assert_eq!(
+        chain.open_snapshot("second", Sharing::Locked).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
     img(
         dir,
         "convert -l snapshot.name=first -f qcow2 -O raw top.qcow2 first.raw",

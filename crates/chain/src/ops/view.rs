@@ -7,7 +7,6 @@ use super::observer::Observer;
 use crate::chain::{Chain, Layer};
 use crate::open::Sharing;
 use catena_engine::{Disk, Extent, ExtentKind, FileRole, GuestOffset, HostOffset, Result, Stack};
-use std::path::Path;
 
 /// Content is compared in pieces of this many bytes.
 const PIECE: usize = 1 << 20;
@@ -37,12 +36,7 @@ enum Place {
 impl View {
     /// The view of these layers, active one first.
     pub fn open(layers: &[&Layer], sharing: Sharing) -> Result<Self> {
-        let images = layers.iter().map(|layer| {
-            let image = layer
-                .image(sharing)
-                .map_err(|error| error.with_path(layer.name()))?;
-            Ok((image, layer.path().unwrap_or(Path::new("")).to_owned()))
-        });
+        let images = layers.iter().map(|layer| layer.stacked(sharing));
         let stack = Stack::new(images.collect::<Result<Vec<_>>>()?);
         let objects = layers
             .iter()
