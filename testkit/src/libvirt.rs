@@ -1,0 +1,216 @@
+//! libvirt's own answer to "what is the chain of this disk?".
+//!
+//! libvirt detects a chain when it starts a guest. So a guest is defined over the image, started without running (in
+//! QEMU's emulator, so that no KVM is needed), asked for its live XML, and ended. libvirt's QEMU driver is the real one,
+//! but runs within `virsh` instead of a daemon (`qemu:///embed`): with a folder of its own for all its state, it meets no
+//! libvirt of the machine's and no other test's, and nothing stays when a test is killed.
+//!
+//! ```no_run
+//! # let image = std::path::Path::new("");
+//! let libvirt = catena_testkit::libvirt::Daemon::start()?;
+//! match libvirt.detect(image, "qcow2") {
+//!     Ok(disk) => assert!(disk.contains("<backingStore")),
+//!     Err(said) => assert!(said.contains("format of backing image")),
+//! }
+//! # anyhow::Ok(())
+//! ```
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, WaitOptions};
+use tempfile::TempDir;
+
+/// No security labels, no control groups, no change of owners: the images are left as they are, and what libvirt says is
+/// about the chain alone.
+const CONFIGURATION: &str = r#"
+user = "+0"
+group = "+0"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+seccomp_sandbox = 0
+"#;
+const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
+/// The one guest of each [`Daemon`].
+const GUEST: &str = "guest";
+/// A guest starts within a second; with several tests at once on a slow machine, within some.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// libvirt's QEMU driver with a state of its own, which goes with it. Any number of them may be used at once.
+#[derive(Debug)]
+pub struct Daemon {
+    root: TempDir,
+    /// One process at a time may use the folder.
+    turn: Mutex<()>,
+}
+
+impl Daemon {
+    /// Makes the folder. The first time on a machine, libvirt also gets to know its QEMU, which takes some seconds.
+    ///
+    /// # Errors
+    /// If libvirt is not there or does not start.
+    pub fn start() -> Result<Self> {
+        // The names of sockets in it must stay short.
+        let root = tempfile::Builder::new().prefix("lv").tempdir()?;
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc)?;
+        std::fs::write(etc.join("qemu.conf"), CONFIGURATION)?;
+        let cache = crate::cache_dir()?.join("libvirt");
+        std::fs::create_dir_all(&cache)?;
+        std::os::unix::fs::symlink(&cache, root.path().join("cache"))?;
+        let daemon = Self {
+            root,
+            turn: Mutex::new(()),
+        };
+        // One at a time, for the others find in the cache what the first was told.
+        let lock = File::create(cache.join("lock"))?;
+        lock.lock()?;
+        daemon
+            .virsh(&format!(
+                "domcapabilities --virttype qemu --emulatorbin {EMULATOR}"
+            ))?
+            .map_err(|said| anyhow::anyhow!("libvirt finds no QEMU: {said}"))?;
+        // QEMU puts itself in the background. Where the machine's first process is slow to bury the dead, libvirt waits
+        // for it after every guest; so from here on that is done by this process. Not before: it could not know which
+        // QEMUs libvirt starts to ask what they can do.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        Ok(daemon)
+    }
+
+    /// Starts a guest with one disk, `image` in `format`, and gives its `<disk>` element as libvirt then has it, with
+    /// the chain as nested `<backingStore>` elements; or what libvirt said when it refused.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    ///
+    /// # Errors
+    /// What `virsh` said, one error a line.
+    pub fn detect(&self, image: &Path, format: &str) -> Result<String, String> {
+        let image = image.canonicalize().expect("the image exists");
+        let source = image.to_str().expect("the image's name is UTF-8");
+        self.detect_disk(&format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{}'/>\
+             <target dev='vda' bus='virtio'/></disk>",
+            source
+                .replace('&', "&amp;")
+                .replace('\'', "&apos;")
+                .replace('<', "&lt;")
+        ))
+    }
+
+    /// As [`Daemon::detect`], with the `<disk>` element as the caller writes it: it may spell out the chain.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    ///
+    /// # Errors
+    /// What `virsh` said, one error a line.
+    pub fn detect_disk(&self, disk: &str) -> Result<String, String> {
+        let definition = self.root.path().join("guest.xml");
+        let xml = format!(
+            "<domain type='qemu'><name>{GUEST}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
+             <devices><emulator>{EMULATOR}</emulator>{disk}\
+             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
+        );
+        let turn = self
+            .turn
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::fs::write(&definition, xml).expect("the temporary folder takes a small file");
+        // If it does not start, the two that follow fail as well, and only the first error tells.
+        let commands = format!(
+            "create --paused {}; dumpxml {GUEST}; destroy {GUEST}",
+            definition.display()
+        );
+        let said = self.virsh(&commands).expect("virsh runs");
+        drop(turn);
+        let xml = said.map_err(|errors| {
+            let started = errors
+                .lines()
+                .take_while(|line| !line.contains(&format!("failed to get domain '{GUEST}'")));
+            started.collect::<Vec<_>>().join("\n")
+        })?;
+        let from = xml.find("<disk ").expect("the guest has a disk");
+        let to = xml.find("</disk>").expect("the disk ends") + "</disk>".len();
+        Ok(xml[from..to].to_owned())
+    }
+
+    /// Runs `virsh` with these commands: what it wrote, or its errors.
+    fn virsh(&self, commands: &str) -> Result<Result<String, String>> {
+        let root = self.root.path();
+        let (stdout, stderr) = (root.join("stdout"), root.join("stderr"));
+        let mut virsh = Command::new("virsh")
+            .args([
+                "--quiet",
+                "--connect",
+                &format!("qemu:///embed?root={}", root.display()),
+                commands,
+            ])
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout)?)
+            .stderr(File::create(&stderr)?)
+            .env("LC_ALL", "C")
+            .spawn()
+            .context("virsh")?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = virsh.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > PATIENCE {
+                virsh.kill()?;
+                virsh.wait()?;
+                bail!("virsh did not end: {commands}");
+            }
+            self.bury();
+            std::thread::sleep(Duration::from_millis(3));
+        };
+        self.bury();
+        let said = String::from_utf8_lossy(&std::fs::read(&stderr)?).into_owned();
+        // libvirt's log goes there as well.
+        let errors: Vec<_> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("error: "))
+            .collect();
+        if status.success() && errors.is_empty() {
+            return Ok(Ok(String::from_utf8_lossy(&std::fs::read(&stdout)?).into_owned()));
+        }
+        Ok(Err(if errors.is_empty() {
+            said
+        } else {
+            errors.join("\n")
+        }))
+    }
+
+    fn qemu(&self) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.root.path().join(format!("run/qemu/{GUEST}.pid"))).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
+    /// Waits for QEMU if it ended.
+    fn bury(&self) {
+        if let Some(qemu) = self.qemu() {
+            // It may not be ours yet, or no longer there.
+            rustix::process::waitpid(Some(qemu), WaitOptions::NOHANG).ok();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Only if libvirt failed to: it removes the file with the number when QEMU ends.
+        if let Some(qemu) = self.qemu() {
+            rustix::process::kill_process(qemu, Signal::KILL).ok();
+            rustix::process::waitpid(Some(qemu), WaitOptions::empty()).ok();
+        }
+    }
+}
