@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod contribution;
 pub mod detect;
 pub mod doctor;
 pub mod extents;
@@ -18,6 +19,7 @@ pub mod reference;
 pub use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset, HostOffset, Result, Stack};
 pub use catena_format::Format;
 pub use chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
+pub use contribution::{Contribution, Contributions};
 pub use detect::{Start, detect};
 pub use extents::Extents;
 pub use policy::Policy;

@@ -1,8 +1,47 @@
 //! Standard output: what is written there, and what it is.
 
-use std::io::{self, BufWriter, StdoutLock};
+use serde::Serialize;
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+
+/// Columns of an output that is no terminal.
+const DEFAULT_WIDTH: usize = 100;
+/// Narrower terminals are written as if they had this many columns.
+const MIN_WIDTH: usize = 40;
 
 /// Standard output: buffered, and without colours where they are not wanted.
 pub fn stdout() -> BufWriter<anstream::AutoStream<StdoutLock<'static>>> {
     BufWriter::new(anstream::AutoStream::auto(io::stdout().lock()))
+}
+
+/// Writes a value as JSON, indented, with a newline behind it.
+pub fn json(value: &impl Serialize, out: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+/// Whether standard output is a terminal.
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Columns of the terminal on standard output; `COLUMNS` decides where there is none.
+pub fn width() -> usize {
+    let terminal = rustix::termios::tcgetwinsize(io::stdout())
+        .ok()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|columns| *columns > 0);
+    let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+    terminal.or_else(said).unwrap_or(DEFAULT_WIDTH).max(MIN_WIDTH)
+}
+
+/// Whether the locale's characters are those of Unicode.
+pub fn is_unicode() -> bool {
+    ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .find(|value| !value.is_empty())
+        .is_some_and(|value| {
+            let value = value.to_ascii_lowercase();
+            value.contains("utf-8") || value.contains("utf8")
+        })
 }

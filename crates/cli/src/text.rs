@@ -1,5 +1,7 @@
 //! Words and numbers as people read them.
 
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// A text from an image or a path, made safe to print: it must not steer the terminal, or look like several lines.
 pub fn printable(text: &str) -> String {
     text.chars()
@@ -31,6 +33,79 @@ pub fn size(bytes: u64) -> String {
     let rounded = (value * 10.0).round() / 10.0;
     let digits = usize::from(value < 9.95 && rounded.fract() != 0.0);
     format!("{value:.digits$} {}", unit.unwrap_or(&"KiB"))
+}
+
+/// Columns that a text takes up in a terminal.
+pub fn columns(text: &str) -> usize {
+    text.width()
+}
+
+/// A text without its middle, where it is too long for so many columns.
+pub fn shorten(text: &str, columns: usize, cut: &str) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    // The end tells files of one folder apart, so it gets the larger half.
+    let room = columns.saturating_sub(cut.width());
+    let head = take(text.chars(), room / 3);
+    let tail: String = take(text.chars().rev(), room - head.width())
+        .chars()
+        .rev()
+        .collect();
+    head + cut + &tail
+}
+
+/// The first characters that fit in so many columns.
+fn take(chars: impl Iterator<Item = char>, columns: usize) -> String {
+    let mut used = 0;
+    chars
+        .take_while(|c| {
+            used += c.width().unwrap_or(0);
+            used <= columns
+        })
+        .collect()
+}
+
+/// A text as lines of at most so many columns, broken at blanks; a word that is longer has a line to itself.
+pub fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        if !line.is_empty() && line.width() + 1 + word.width() > columns {
+            lines.push(std::mem::take(&mut line));
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    if !line.is_empty() {
+        lines.push(line);
+    }
+    lines
+}
+
+/// A share of a whole in per cent: `0%` is nothing at all, `<1%` is something, `100%` is everything.
+pub fn percent(part: u64, whole: u64) -> String {
+    if part == 0 || whole == 0 {
+        return "0%".to_owned();
+    }
+    let percent = part as f64 / whole as f64 * 100.0;
+    if percent < 1.0 {
+        "<1%".to_owned()
+    } else if part < whole && percent > 99.0 {
+        "99%".to_owned()
+    } else {
+        format!("{percent:.0}%")
+    }
+}
+
+/// A count with its noun: `1 snapshot`, `2 snapshots`.
+pub fn count(number: u64, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
+    }
 }
 
 /// Reads a number of bytes as qemu-img does: `4096`, `64k`, `1.5G`; a suffix is a power of 1024.
@@ -95,6 +170,24 @@ mod tests {
         ] {
             assert_eq!(parse_size(text).ok(), bytes, "{text}");
         }
+    }
+
+    #[test]
+    fn shares_tell_nothing_and_everything_from_nearly() {
+        assert_eq!(percent(0, 10), "0%");
+        assert_eq!(percent(1, 10_000), "<1%");
+        assert_eq!(percent(9_999, 10_000), "99%");
+        assert_eq!(percent(10_000, 10_000), "100%");
+        assert_eq!(percent(0, 0), "0%");
+    }
+
+    #[test]
+    fn long_names_keep_their_end_and_long_texts_their_words() {
+        assert_eq!(shorten("abcdefghij", 10, "…"), "abcdefghij");
+        assert_eq!(shorten("abcdefghijk", 10, "…"), "abc…fghijk");
+        assert_eq!(shorten("日本語日本語", 7, "…"), "日…本語");
+        assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrap("incomprehensible to us", 5), ["incomprehensible", "to us"]);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 mod backing;
 pub mod completions;
 pub mod create;
+mod facts;
 pub mod man;
 pub mod map;
 pub mod reference;
 pub mod relink;
+pub mod show;
 
 use crate::error::CommandError;
 use std::process::ExitCode;
@@ -14,6 +16,8 @@ use std::process::ExitCode;
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Draw the chain, and what each layer holds
+    Show(show::Args),
     /// Tell which layer holds what of the guest's disk, and where
     Map(map::Args),
     /// Make a new image, alone or over a backing image
@@ -34,6 +38,7 @@ impl Command {
     /// Does it.
     pub fn run(&self) -> Result<ExitCode, CommandError> {
         match self {
+            Self::Show(args) => show::run(args),
             Self::Map(args) => map::run(args),
             Self::Reference(args) => Ok(reference::run(args)),
             Self::Create(args) => create::run(args),

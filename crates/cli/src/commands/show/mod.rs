@@ -1,0 +1,86 @@
+//! `catena show`: the chain, drawn.
+
+mod dot;
+mod model;
+mod svg;
+mod tree;
+
+use crate::error::CommandError;
+use crate::output;
+use crate::target::TargetArgs;
+use clap::ValueEnum;
+use model::{Shown, ShownEnd};
+use std::io::Write;
+use std::process::ExitCode;
+use tree::Look;
+
+/// A chain of more layers than this is drawn without its middle.
+const MOST_LAYERS: usize = 40;
+/// Layers that remain above and below the middle then.
+const ENDS: usize = 8;
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  catena show vm.qcow2
+  catena show --output svg vm.qcow2 > chain.svg
+  catena show --output json vm.qcow2 | jq '.layers[] | [.name, .contributes.data]'
+
+Beside each layer stands how much of the data that the guest sees is in it. Only metadata is read, and nothing is
+locked: the chain of a running guest can be shown.
+
+A chain that breaks is shown as far as it goes, and the exit status is 1.")]
+pub struct Args {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+    /// Draw all layers of a deep chain, also on a terminal
+    #[arg(long)]
+    all: bool,
+    /// Draw with ASCII characters alone
+    #[arg(long)]
+    ascii: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Drawn in the terminal
+    #[default]
+    Human,
+    /// All facts, as docs/json.md describes them
+    Json,
+    /// For Graphviz
+    Dot,
+    /// A picture, complete in itself
+    Svg,
+}
+
+/// Shows the chain.
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let chain = args.target.detect()?;
+    let shown = Shown::of(&chain, &args.target.target);
+    let mut out = output::stdout();
+    match args.output {
+        Output::Human => tree::draw(&shown, look(args, shown.layers.len()), &mut out)?,
+        Output::Json => output::json(&shown, &mut out)?,
+        Output::Dot => dot::draw(&shown, &mut out)?,
+        Output::Svg => svg::draw(&shown, &mut out)?,
+    }
+    out.flush()?;
+    Ok(match shown.end {
+        ShownEnd::Broken { .. } => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn look(args: &Args, layers: usize) -> Look {
+    let collapse = !args.all && layers > MOST_LAYERS && output::is_terminal();
+    Look {
+        width: output::width(),
+        unicode: !args.ascii && output::is_unicode(),
+        ends: collapse.then_some(ENDS),
+    }
+}
