@@ -40,8 +40,7 @@ impl Contributions {
             let path = layer.path().unwrap_or(Path::new("")).to_owned();
             Some((layer.image(sharing).ok()?, path))
         });
-        // Every stretch is merged once and counted; keeping it would serve nobody.
-        Self::of_disk(&Stack::new(images).with_index_bytes(0))
+        Self::of_disk(&Stack::new(images).for_walking())
     }
 
     /// Counts what the layers of a stack contribute.

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 /// Guest bytes whose merged map is built and kept as one piece.
 const STRETCH: u64 = 64 << 20;
+/// The same for a map that is walked once from end to end, where few large reads of tables cost less.
+const WALKED_STRETCH: u64 = 256 << 20;
 /// Default bound of the merged map's memory in bytes.
 const DEFAULT_INDEX_BYTES: u64 = 64 << 20;
 /// Bound of the decompressed clusters that are kept, in bytes.
@@ -28,6 +30,7 @@ const DECOMPRESSED_BYTES: u64 = 32 << 20;
 pub struct Stack {
     layers: Vec<Layer>,
     size: u64,
+    stretch: u64,
     index: Cache<u64, Arc<[Extent]>, ExtentBytes>,
     decompressed: Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>,
 }
@@ -68,6 +71,7 @@ impl Stack {
         Self {
             layers,
             size,
+            stretch: STRETCH,
             index: Cache::with_weighter(1024, DEFAULT_INDEX_BYTES, ExtentBytes),
             decompressed: Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes),
         }
@@ -77,6 +81,13 @@ impl Stack {
     #[must_use]
     pub fn with_index_bytes(mut self, bytes: u64) -> Self {
         self.index = Cache::with_weighter(1024, bytes, ExtentBytes);
+        self
+    }
+
+    /// For a map that is walked once from end to end: merges more of it at a time.
+    #[must_use]
+    pub fn for_walking(mut self) -> Self {
+        self.stretch = WALKED_STRETCH;
         self
     }
 
@@ -90,9 +101,9 @@ impl Stack {
         if let Some(extents) = self.index.get(&number) {
             return Ok(extents);
         }
-        let start = number * STRETCH;
+        let start = number * self.stretch;
         let extents: Arc<[Extent]> = self
-            .merge(start, start.saturating_add(STRETCH).min(self.size))?
+            .merge(start, start.saturating_add(self.stretch).min(self.size))?
             .into();
         self.index.insert(number, Arc::clone(&extents));
         Ok(extents)
@@ -266,7 +277,7 @@ impl Disk for Stack {
         let mut at = offset;
         let mut rest = buf;
         while at.0 < end {
-            let stretch = self.stretch(at.0 / STRETCH)?;
+            let stretch = self.stretch(at.0 / self.stretch)?;
             let first = stretch.partition_point(|extent| extent.end() <= at);
             for extent in stretch.iter().skip(first) {
                 let Some(part) = extent.clip(at, GuestOffset(end)) else {
@@ -286,7 +297,7 @@ impl Disk for Stack {
         let end = end.min(GuestOffset(self.size));
         let mut extents = Vec::new();
         if offset < end {
-            let stretch = self.stretch(offset.0 / STRETCH)?;
+            let stretch = self.stretch(offset.0 / self.stretch)?;
             let first = stretch.partition_point(|extent| extent.end() <= offset);
             for part in stretch
                 .iter()

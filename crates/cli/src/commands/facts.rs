@@ -1,5 +1,6 @@
 //! Facts in the form in which several verbs print them.
 
+use catena::doctor::Finding;
 use catena_format::Encryption;
 use catena_storage::{Hold, Permission};
 use serde::Serialize;
@@ -43,6 +44,36 @@ impl ErrorFacts {
             .unwrap_or_default();
         let causes: String = self.causes.iter().map(|cause| format!(": {cause}")).collect();
         format!("{place}{}{offset}{causes}", self.message)
+    }
+}
+
+/// A finding of the doctor as JSON has it.
+#[derive(Clone, Debug, Serialize)]
+pub struct FindingFacts {
+    pub code: &'static str,
+    pub severity: &'static str,
+    pub layer: usize,
+    pub name: String,
+    pub cause: String,
+    pub consequence: String,
+    pub advice: Option<String>,
+    /// As a shell takes them.
+    pub commands: Vec<String>,
+}
+
+impl FindingFacts {
+    /// Takes a finding apart.
+    pub fn of(finding: &Finding) -> Self {
+        Self {
+            code: finding.code.as_str(),
+            severity: finding.severity.as_str(),
+            layer: finding.layer,
+            name: finding.name.clone(),
+            cause: finding.cause.clone(),
+            consequence: finding.consequence.clone(),
+            advice: finding.cure.advice.clone(),
+            commands: finding.cure.command_lines().collect(),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod tree;
 use crate::error::CommandError;
 use crate::output;
 use crate::target::TargetArgs;
+use catena::detect;
 use clap::ValueEnum;
 use model::{Shown, ShownEnd};
 use std::io::Write;
@@ -29,6 +30,8 @@ Examples:
 
 Beside each layer stands how much of the data that the guest sees is in it. Only metadata is read, and nothing is
 locked: the chain of a running guest can be shown.
+
+Under a layer stands what is wrong with it; 'catena doctor' looks closer.
 
 A chain that breaks is shown as far as it goes, and the exit status is 1.")]
 pub struct Args {
@@ -60,8 +63,9 @@ enum Output {
 
 /// Shows the chain.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let chain = args.target.detect()?;
-    let shown = Shown::of(&chain, &args.target.target);
+    let policy = args.target.policy()?;
+    let chain = detect(&args.target.start(), &policy);
+    let shown = Shown::of(&chain, &policy, &args.target.target);
     let mut out = output::stdout();
     match args.output {
         Output::Human => tree::draw(&shown, look(args, shown.layers.len()), &mut out)?,

@@ -2,10 +2,11 @@
 //!
 //! The tree, the graph and the picture are drawn from this alone.
 
-use crate::commands::facts::{self, ErrorFacts};
+use crate::commands::facts::{self, ErrorFacts, FindingFacts};
 use catena::chain::{Consent, DataFileLayer, End, Link, OpenEnd, Origin};
+use catena::doctor::Code;
 use catena::open::Sharing;
-use catena::{Chain, Contributions, Format, Layer, Source};
+use catena::{Chain, Contributions, Format, Layer, Policy, Source, doctor};
 use serde::Serialize;
 use std::path::Path;
 
@@ -18,6 +19,8 @@ pub struct Shown {
     pub depth: usize,
     pub layers: Vec<ShownLayer>,
     pub end: ShownEnd,
+    /// What the doctor finds in the metadata, by layer.
+    pub findings: Vec<FindingFacts>,
     /// Why the contributions are not known.
     pub contributions_error: Option<ErrorFacts>,
 }
@@ -97,7 +100,8 @@ pub enum ShownEnd {
 impl Shown {
     /// Gathers it. Nothing is locked, so a chain in use can be looked at; what its writer does meanwhile may or may not
     /// be seen.
-    pub fn of(chain: &Chain, target: &Path) -> Self {
+    pub fn of(chain: &Chain, policy: &Policy, target: &Path) -> Self {
+        let findings = doctor::examine(chain, &doctor::Options::new(policy));
         let (contributions, contributions_error) = match Contributions::of_chain(chain, Sharing::Force) {
             Ok(contributions) => (contributions, None),
             Err(error) => (Contributions::default(), Some(ErrorFacts::of(&error))),
@@ -119,12 +123,42 @@ impl Shown {
         Self {
             target: target.display().to_string(),
             virtual_size: chain.active().and_then(Layer::virtual_size),
-            data: (counted == layers.len() && counted > 0).then(|| contributions.data()),
+            data: (counted == layers.len() && matches!(chain.end, End::Terminated))
+                .then(|| contributions.data()),
             depth: layers.len(),
             layers,
             end: ShownEnd::of(&chain.end),
+            findings: findings.iter().map(FindingFacts::of).collect(),
             contributions_error,
         }
+    }
+
+    /// What is wrong or doubtful about a layer; what is merely worth knowing is left to the doctor.
+    pub fn troubles(&self, layer: usize) -> impl Iterator<Item = &FindingFacts> {
+        // They are in order, and there may be thousands of layers.
+        let first = self.findings.partition_point(|finding| finding.layer < layer);
+        let own = self
+            .findings
+            .iter()
+            .skip(first)
+            .take_while(move |finding| finding.layer == layer);
+        own.filter(|finding| finding.severity != "note")
+    }
+
+    /// Whether a finding is about the reference at which the chain breaks.
+    pub fn is_of_end(&self, finding: &FindingFacts) -> bool {
+        const CODES: [Code; 8] = [
+            Code::BackingMissing,
+            Code::FormatNotRecorded,
+            Code::FormatWordUnknown,
+            Code::Loop,
+            Code::ChainTooDeep,
+            Code::ReferenceRefused,
+            Code::ReferenceInvalid,
+            Code::Credentials,
+        ];
+        let broken = matches!(self.end, ShownEnd::Broken { .. });
+        broken && finding.layer + 1 >= self.depth && CODES.iter().any(|code| code.as_str() == finding.code)
     }
 
     /// Bytes of data that the layers which could be counted contribute together.

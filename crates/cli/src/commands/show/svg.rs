@@ -39,7 +39,7 @@ type Line = (&'static str, String);
 
 /// Draws the picture.
 pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
-    let cards: Vec<Vec<Line>> = shown.layers.iter().map(lines).collect();
+    let cards: Vec<Vec<Line>> = shown.layers.iter().map(|layer| lines(shown, layer)).collect();
     let last = end_lines(shown);
     let heights = cards.iter().chain([&last]).map(|lines| card_height(lines) + GAP);
     let height = TOP + heights.sum::<usize>();
@@ -172,7 +172,7 @@ fn card_height(lines: &[Line]) -> usize {
     }
 }
 
-fn lines(layer: &ShownLayer) -> Vec<Line> {
+fn lines(shown: &Shown, layer: &ShownLayer) -> Vec<Line> {
     let mut lines = vec![("name", shorten(&printable(&layer.name), NAME_COLUMNS, "…"))];
     let mut facts = vec![format!("{} ({})", layer.format, layer.origin)];
     facts.extend(layer.virtual_size.map(size));
@@ -192,12 +192,17 @@ fn lines(layer: &ShownLayer) -> Vec<Line> {
             ),
         });
     }
-    lines.extend(
-        layer
-            .oddities
-            .iter()
-            .map(|oddity| ("small note", printable(oddity))),
-    );
+    let findings = shown
+        .troubles(layer.index)
+        .filter(|finding| !shown.is_of_end(finding));
+    lines.extend(findings.map(|finding| {
+        let class = if finding.severity == "error" {
+            "small bad"
+        } else {
+            "small note"
+        };
+        (class, printable(&finding.cause))
+    }));
     shortened(lines)
 }
 

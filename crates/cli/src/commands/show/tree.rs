@@ -1,6 +1,7 @@
 //! A chain drawn in the terminal: a block for each layer, the active one on top, and how the chain ends.
 
 use super::model::{Shown, ShownDataFile, ShownEnd, ShownLayer};
+use crate::commands::facts::FindingFacts;
 use crate::text::{self, count, percent, printable, size};
 use anstyle::{AnsiColor, Style};
 use std::io::{self, Write};
@@ -42,6 +43,8 @@ struct Glyphs {
     end: &'static str,
     dot: &'static str,
     warn: &'static str,
+    /// Before what to do.
+    next: &'static str,
     cut: &'static str,
     /// From an eighth to the whole of a column.
     bar: &'static [&'static str],
@@ -56,6 +59,7 @@ const UNICODE: Glyphs = Glyphs {
     end: "╵",
     dot: " · ",
     warn: "▲ ",
+    next: "→ ",
     cut: "…",
     bar: &["▏", "▎", "▍", "▌", "▋", "▊", "▉", "█"],
 };
@@ -69,6 +73,7 @@ const ASCII: Glyphs = Glyphs {
     end: "'",
     dot: ", ",
     warn: "! ",
+    next: "-> ",
     cut: "...",
     bar: &["#"],
 };
@@ -88,9 +93,9 @@ pub fn draw(shown: &Shown, look: Look, out: &mut dyn Write) -> io::Result<()> {
         .map_or(0..0, |ends| ends..shown.layers.len().saturating_sub(ends));
     for layer in &shown.layers {
         if !hidden.contains(&layer.index) {
-            tree.layer(layer)?;
+            tree.layer(shown, layer)?;
         } else if layer.index == hidden.start {
-            tree.hidden(shown.layers.get(hidden.clone()).unwrap_or_default())?;
+            tree.hidden(shown, shown.layers.get(hidden.clone()).unwrap_or_default())?;
         }
     }
     tree.end(shown)
@@ -116,7 +121,7 @@ impl Tree<'_> {
         Ok(())
     }
 
-    fn layer(&mut self, layer: &ShownLayer) -> io::Result<()> {
+    fn layer(&mut self, shown: &Shown, layer: &ShownLayer) -> io::Result<()> {
         let (glyph, style) = match layer.index {
             0 => (self.glyphs.active, ACTIVE),
             _ => (self.glyphs.layer, Style::new()),
@@ -141,8 +146,11 @@ impl Tree<'_> {
         for user in &layer.writers {
             self.detail(NOTE, &format!("written by {}", printable(user)))?;
         }
-        for oddity in &layer.oddities {
-            self.detail(NOTE, &format!("{}{}", self.glyphs.warn, printable(oddity)))?;
+        for finding in shown
+            .troubles(layer.index)
+            .filter(|finding| !shown.is_of_end(finding))
+        {
+            self.finding(finding)?;
         }
         if let Some(corrupt) = layer
             .contributes
@@ -155,33 +163,27 @@ impl Tree<'_> {
         writeln!(self.out, "{QUIET}{}{QUIET:#}", self.glyphs.rail)
     }
 
+    fn finding(&mut self, finding: &FindingFacts) -> io::Result<()> {
+        let style = if finding.severity == "error" { BAD } else { NOTE };
+        self.marked(style, self.glyphs.warn, &printable(&finding.cause))?;
+        for line in finding.advice.iter().chain(&finding.commands) {
+            self.marked(NEXT, self.glyphs.next, &printable(line))?;
+        }
+        Ok(())
+    }
+
     fn data_file(&mut self, file: &ShownDataFile) -> io::Result<()> {
         let raw = if file.raw { " (raw)" } else { "" };
-        match &file.error {
-            None => {
-                let on_disk = file
-                    .allocated
-                    .map(|bytes| format!("{}{} on disk", self.glyphs.dot, size(bytes)));
-                let text = format!(
-                    "data in {}{raw}{}",
-                    printable(&file.text),
-                    on_disk.unwrap_or_default()
-                );
-                self.detail(QUIET, &text)
-            }
-            Some(error) => {
-                let text = format!(
-                    "data file {}{raw}: {}",
-                    printable(&file.text),
-                    printable(&error.full())
-                );
-                self.detail(BAD, &format!("{}{text}", self.glyphs.warn))
-            }
-        }
+        let state = match (&file.error, file.allocated) {
+            (Some(_), _) => format!("{}not open", self.glyphs.dot),
+            (None, Some(bytes)) => format!("{}{} on disk", self.glyphs.dot, size(bytes)),
+            (None, None) => String::new(),
+        };
+        self.detail(QUIET, &format!("data in {}{raw}{state}", printable(&file.text)))
     }
 
     /// The layers of a collapsed middle.
-    fn hidden(&mut self, layers: &[ShownLayer]) -> io::Result<()> {
+    fn hidden(&mut self, shown: &Shown, layers: &[ShownLayer]) -> io::Result<()> {
         let data = layers
             .iter()
             .map(|layer| layer.contributes.map(|bytes| bytes.data))
@@ -191,9 +193,12 @@ impl Tree<'_> {
         let mut facts = Vec::new();
         let on_disk: u64 = layers.iter().filter_map(|layer| layer.allocated).sum();
         facts.push(format!("{} on disk", size(on_disk)));
-        let odd = layers.iter().filter(|layer| is_odd(layer)).count();
+        let odd = layers
+            .iter()
+            .filter(|layer| shown.troubles(layer.index).next().is_some())
+            .count();
         if odd > 0 {
-            facts.push(format!("{} of them with something to note", odd));
+            facts.push(format!("{} of them with something wrong", odd));
         }
         facts.push("--all shows them".to_owned());
         let text = facts.join(self.glyphs.dot);
@@ -243,10 +248,18 @@ impl Tree<'_> {
                 for line in text::wrap(&printable(&error.full()), rest) {
                     writeln!(self.out, "   {line}")?;
                 }
-                for line in error
-                    .hint
-                    .iter()
-                    .flat_map(|hint| text::wrap(&printable(hint), rest))
+                let about = shown.findings.iter().filter(|finding| shown.is_of_end(finding));
+                let cure: Vec<_> = about
+                    .flat_map(|found| found.advice.iter().chain(&found.commands))
+                    .collect();
+                let cure = if cure.is_empty() {
+                    error.hint.iter().collect()
+                } else {
+                    cure
+                };
+                for line in cure
+                    .into_iter()
+                    .flat_map(|line| text::wrap(&printable(line), rest))
                 {
                     writeln!(self.out, "   {NEXT}{line}{NEXT:#}")?;
                 }
@@ -307,10 +320,18 @@ impl Tree<'_> {
     }
 
     fn detail(&mut self, style: Style, text: &str) -> io::Result<()> {
-        for line in text::wrap(text, self.width.saturating_sub(RAIL)) {
+        self.marked(style, "", text)
+    }
+
+    /// A text behind a mark, its further lines below its first.
+    fn marked(&mut self, style: Style, mark: &str, text: &str) -> io::Result<()> {
+        let blank = " ".repeat(text::columns(mark));
+        let room = self.width.saturating_sub(RAIL + blank.len());
+        for (number, line) in text::wrap(text, room).iter().enumerate() {
+            let mark = if number == 0 { mark } else { &blank };
             writeln!(
                 self.out,
-                "{QUIET}{}{QUIET:#}  {style}{line}{style:#}",
+                "{QUIET}{}{QUIET:#}  {style}{mark}{line}{style:#}",
                 self.glyphs.rail
             )?;
         }
@@ -349,10 +370,4 @@ pub fn features(layer: &ShownLayer) -> Vec<String> {
             .map(|kind| format!("encrypted: {}", printable(kind))),
     );
     features
-}
-
-fn is_odd(layer: &ShownLayer) -> bool {
-    let broken_data = layer.data_file.as_ref().is_some_and(|file| file.error.is_some());
-    let corrupt = layer.contributes.is_some_and(|bytes| bytes.corrupt > 0);
-    !layer.oddities.is_empty() || broken_data || corrupt || layer.consent == Some("leaf")
 }
