@@ -161,7 +161,7 @@ impl Walk<'_> {
         let data_file = description
             .data_file
             .as_ref()
-            .map(|_| self.open_data_file(&source, &description, header.as_ref()));
+            .map(|_| self.open_data_file(&source, &file, &description, header.as_ref()));
         Ok(Layer {
             source: source.clone(),
             link: link.clone(),
@@ -356,6 +356,7 @@ impl Walk<'_> {
     fn open_data_file(
         &self,
         owner: &Source,
+        owner_file: &LayerFile,
         description: &Description,
         header: Option<&qcow2::Header>,
     ) -> DataFileLayer {
@@ -389,6 +390,13 @@ impl Walk<'_> {
                         let unreachable =
                             || Error::new(ErrorKind::Unsupported, "the data file is not on this host");
                         file.ok_or_else(unreachable)
+                    })
+                    .and_then(|file| {
+                        // The guest would read its image's metadata, and write it.
+                        if file.identity.same_object(&owner_file.identity) {
+                            return Err(Error::new(ErrorKind::Loop, "the data file is the image itself"));
+                        }
+                        Ok(file)
                     })
                     .map_err(|error| error.with_path(source.to_string()));
                 layer.source = Some(source);
