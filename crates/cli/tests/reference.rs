@@ -122,3 +122,13 @@ fn json_has_the_source_and_what_is_lost() {
             .contains("default port")
     );
 }
+
+#[test]
+fn a_string_cannot_steer_the_terminal() {
+    for text in ["nbd:a\u{1b}[2J", "/a\u{1b}[2J\u{9b}1m"] {
+        let (_, shown, reason) = answer(&[text]).unwrap();
+        let printed = [shown, reason].concat();
+        assert!(printed.contains('a'), "{printed}");
+        assert!(!printed.contains(['\u{1b}', '\u{9b}']), "{printed}");
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Nothing is opened. The meaning goes to standard output, the reason for a refusal or a loss to standard error.
 
+use crate::text;
 use catena::reference::{Location, Lost, LostKind, Source, Transport, differs_from_qemu};
 use catena::{Reading, Reference};
 use clap::ValueEnum;
@@ -130,7 +131,7 @@ fn understand(text: &OsString, reading: Reading) -> Result<Reference, String> {
 
 /// Says something on standard error; when that is gone too, there is nobody to tell.
 fn complain(reason: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "catena: {reason}");
+    let _ = writeln!(std::io::stderr().lock(), "catena: {}", text::printable(reason));
 }
 
 fn refused(reason: &str) -> ExitCode {
@@ -234,19 +235,10 @@ fn as_text(reference: &Reference, source: &Source, differs: Option<&str>) -> Str
         .map(|(label, _)| label.len())
         .max()
         .unwrap_or_default();
-    lines.iter().fold(String::new(), |mut text, (label, value)| {
-        // A name from an image must not steer the terminal; a String takes whatever is written to it.
-        let value: String = value
-            .chars()
-            .map(|c| {
-                if c.is_control() {
-                    char::REPLACEMENT_CHARACTER
-                } else {
-                    c
-                }
-            })
-            .collect();
-        let _ = writeln!(text, "{label:width$}  {value}");
-        text
+    lines.iter().fold(String::new(), |mut shown, (label, value)| {
+        // A String takes whatever is written to it.
+        let value = text::printable(value);
+        let _ = writeln!(shown, "{label:width$}  {value}");
+        shown
     })
 }
