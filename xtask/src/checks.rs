@@ -4,8 +4,11 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::packages;
 use crate::run::{cargo, find, run};
+use crate::{fuzz, packages};
+
+/// How long [`ci`] runs each fuzz target: long enough for its seeds, and for what is one mutation away from them.
+const SMOKE_SECONDS: u32 = 5;
 
 /// Everything, the cheap and talkative first, and the tests last: the closing lines are the test runner's.
 pub fn ci() -> Result<()> {
@@ -14,6 +17,7 @@ pub fn ci() -> Result<()> {
     clippy()?;
     docs()?;
     deny()?;
+    fuzz::fuzz(SMOKE_SECONDS, &[])?;
     test()
 }
 

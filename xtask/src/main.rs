@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 const HELP: &str = "\
 Chores of the Catena workspace
 
-  cargo xtask ci                               everything a change must pass: fmt, clippy, docs, deny, test
+  cargo xtask ci                               everything a change must pass: fmt, clippy, docs, deny, fuzz, test
   cargo xtask test                             install what the tests need (as root, where there is apt), run them all
   cargo xtask install                          only install what the tests need
   cargo xtask fmt | clippy | docs | deny       one of the checks
