@@ -11,7 +11,8 @@ pub struct Extent {
     pub len: u64,
     /// What is there.
     pub kind: ExtentKind,
-    /// Which layer answers, 0 being the active one. An image that speaks for itself alone answers 0.
+    /// Which layer answers, 0 being the active one; where none does, the last that was asked. An image that speaks for
+    /// itself alone answers 0.
     pub layer: u32,
 }
 

@@ -116,25 +116,16 @@ impl Stack {
         let mut answered = Vec::new();
         let mut own = Vec::new();
         for (number, layer) in (0u32..).zip(&self.layers) {
+            let size = GuestOffset(layer.image.virtual_size());
+            close_beyond(&mut open, size, number.saturating_sub(1), &mut answered);
             let (Some(first), Some(last)) = (open.first(), open.last()) else {
                 break;
             };
-            let (from, to) = (first.start, last.end());
-            let size = GuestOffset(layer.image.virtual_size());
             own.clear();
-            if from < size {
-                layer
-                    .image
-                    .map(from, to.min(size), &mut own)
-                    .map_err(|error| error.with_path(&layer.path))?;
-            }
-            // What this layer does not reach, it answers with zeros.
-            let beyond = from.max(size);
-            Extent {
-                kind: ExtentKind::Zero { offset: None },
-                ..unallocated(beyond.0, to.0)
-            }
-            .push_to(&mut own);
+            layer
+                .image
+                .map(first.start, last.end(), &mut own)
+                .map_err(|error| error.with_path(&layer.path))?;
             if !matches!(
                 own.as_slice(),
                 [Extent {
@@ -327,6 +318,24 @@ fn unallocated(start: u64, end: u64) -> Extent {
         len: end.saturating_sub(start),
         kind: ExtentKind::Unallocated,
         layer: 0,
+    }
+}
+
+/// Takes what lies beyond a layer's end out of what is open: it reads as zeros, and nobody below is asked.
+///
+/// `asked` is the last layer that was asked, the one above.
+fn close_beyond(open: &mut Vec<Extent>, end: GuestOffset, asked: u32, answered: &mut Vec<Extent>) {
+    while let Some(last) = open.last_mut().filter(|last| last.end() > end) {
+        let cut = last.start.max(end);
+        answered.push(Extent {
+            layer: asked,
+            ..unallocated(cut.0, last.end().0)
+        });
+        last.len = cut.0 - last.start.0;
+        if last.len > 0 {
+            break;
+        }
+        open.pop();
     }
 }
 
