@@ -69,6 +69,22 @@ fn found(top: &Path, format: &str) -> Chain {
 
 fn compare(daemon: &Daemon, built: &Built) -> Result<()> {
     let chain = found(&built.top, built.layers[0].format);
+    let names = built
+        .layers
+        .iter()
+        .filter_map(|layer| layer.backing_name.as_deref());
+    if names.into_iter().any(|name| name.starts_with("file:")) {
+        // QEMU knows this protocol, libvirt does not; whichever error it meets first, it refuses the chain.
+        let said = daemon
+            .detect(&built.top, built.layers[0].format)
+            .err()
+            .context("libvirt takes file:")?;
+        ensure!(
+            said.contains("invalid backing protocol 'file'") || chain.broken().is_some(),
+            "{said}"
+        );
+        return Ok(());
+    }
     match (daemon.detect(&built.top, built.layers[0].format), &chain.end) {
         (Ok(xml), End::Terminated) => {
             let (theirs, ended) = told(&xml).with_context(|| xml.clone())?;
