@@ -6,6 +6,7 @@ mod commands;
 mod error;
 mod limits;
 mod output;
+mod progress;
 mod target;
 mod text;
 

@@ -4,6 +4,7 @@
 //! which every instant keeps the guest's view. Running a finished operation again finds nothing to do.
 
 pub mod create;
+pub mod hash;
 pub mod observer;
 pub mod relink;
 pub mod view;

@@ -4,6 +4,7 @@ mod backing;
 pub mod completions;
 pub mod create;
 mod facts;
+pub mod hash;
 pub mod man;
 pub mod map;
 pub mod reference;
@@ -20,6 +21,8 @@ pub enum Command {
     Show(show::Args),
     /// Tell which layer holds what of the guest's disk, and where
     Map(map::Args),
+    /// Digest what the guest sees, as its raw image would be digested
+    Hash(hash::Args),
     /// Make a new image, alone or over a backing image
     Create(create::Args),
     /// Rewrite what an overlay records about its backing image
@@ -40,6 +43,7 @@ impl Command {
         match self {
             Self::Show(args) => show::run(args),
             Self::Map(args) => map::run(args),
+            Self::Hash(args) => hash::run(args),
             Self::Reference(args) => Ok(reference::run(args)),
             Self::Create(args) => create::run(args),
             Self::Relink(args) => relink::run(args),

@@ -1,0 +1,55 @@
+//! A long operation watched: a bar on a terminal, and Ctrl-C.
+
+use catena::ops::Observer;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The status of a shell for a process that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+
+/// Shows a bar on standard error where that is a terminal, and stops the operation at Ctrl-C; a second one ends the
+/// process at once.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+}
+
+impl Progress {
+    /// Begins to watch. `verb` says what is being done.
+    pub fn start(verb: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        // Where signals cannot be caught, Ctrl-C ends the process, as it would without us.
+        let _ = ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED);
+            }
+        });
+        // The bar hides by itself where standard error is no terminal.
+        let bar = ProgressBar::new(0).with_message(verb);
+        let template = "{msg}  {bar:32.blue}  {percent:>3}%  {binary_bytes_per_sec}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self { bar, stop }
+    }
+}
+
+impl Observer for Progress {
+    fn progress(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

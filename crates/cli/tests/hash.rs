@@ -1,0 +1,90 @@
+//! `catena hash` against the raw image that qemu-img makes.
+#![cfg(test)]
+
+mod common;
+
+use common::Images;
+
+fn chain() -> Images {
+    let images = Images::new();
+    images.img("create -q -f qcow2 base.qcow2 37M");
+    images.io(
+        "qcow2",
+        "base.qcow2",
+        &["write -P 1 0 3M", "write -c -P 2 20M 64k"],
+    );
+    images.img("snapshot -c before base.qcow2");
+    images.io("qcow2", "base.qcow2", &["write -P 7 1M 1M"]);
+    images.img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2 40M");
+    images.io(
+        "qcow2",
+        "top.qcow2",
+        &["write -P 3 2M 100k", "write -z 20M 4k", "write -P 9 39M 1M"],
+    );
+    images
+}
+
+/// What sha256sum says of the raw image that qemu-img makes.
+fn expected(images: &Images, convert: &str) -> String {
+    images.img(&format!("convert -O raw {convert} expected.raw"));
+    let line = images.run("sha256sum", &["expected.raw"]);
+    format!("sha256:{}\n", line.split_whitespace().next().unwrap())
+}
+
+#[test]
+fn the_digest_is_that_of_the_raw_image() {
+    let images = chain();
+    let sha256 = |args: &[&str]| {
+        let answer = images.catena(&[&["hash", "--algorithm", "sha256", "-f", "qcow2"], args].concat());
+        assert_eq!((answer.status, answer.err.as_str()), (0, ""));
+        answer.out
+    };
+    assert_eq!(sha256(&["top.qcow2"]), expected(&images, "top.qcow2"));
+    let base = expected(&images, "base.qcow2");
+    assert_eq!(sha256(&["base.qcow2"]), base);
+    assert_eq!(sha256(&["--layer", "1", "top.qcow2"]), base);
+    assert_eq!(
+        sha256(&["--snapshot", "before", "base.qcow2"]),
+        expected(&images, "-l snapshot.name=before base.qcow2")
+    );
+    let both = images.catena(&["hash", "--algorithm", "blake3,sha256", "-f", "qcow2", "top.qcow2"]);
+    assert_eq!(both.out.lines().count(), 2);
+    assert!(both.out.starts_with("blake3:"), "{}", both.out);
+}
+
+#[test]
+fn the_chain_makes_no_difference() {
+    let images = chain();
+    let digest = |image: &str| images.catena(&["hash", image]).out;
+    let whole = digest("top.qcow2");
+    assert_eq!(whole.len(), "blake3:".len() + 64 + 1);
+    images.img("convert -c -O qcow2 top.qcow2 flat.qcow2");
+    images.img("convert -O raw top.qcow2 flat.raw");
+    assert_eq!(digest("flat.qcow2"), whole);
+    assert_eq!(digest("flat.raw"), whole);
+}
+
+#[test]
+fn json_tells_how_much_was_read() {
+    let json = chain().catena(&["hash", "--output", "json", "top.qcow2"]).json();
+    assert_eq!(json["size"], 40 << 20);
+    assert!(json["read"].as_u64().unwrap() < 8 << 20, "{json}");
+    assert_eq!(json["sha256"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_layer_or_snapshot_that_is_not_there_is_an_error() {
+    let images = chain();
+    let answer = images.catena(&["hash", "-f", "qcow2", "--layer", "2", "top.qcow2"]);
+    assert_eq!(
+        (answer.status, answer.err.as_str()),
+        (1, "catena: there is no layer 2, only 2\n")
+    );
+    let answer = images.catena(&["hash", "-f", "qcow2", "--snapshot", "gone", "top.qcow2"]);
+    assert_eq!(answer.status, 1);
+    assert!(
+        answer.err.contains("there is no snapshot 'gone'"),
+        "{}",
+        answer.err
+    );
+}
