@@ -1,15 +1,13 @@
 //! `catena create`: a new image, alone or over a backing image.
 
-use super::backing;
+use super::change::{self, ChangeArgs};
 use crate::error::CommandError;
-use crate::output;
 use crate::target::parse_format;
 use crate::text;
 use catena::ops::create::{self, Kind, Qcow2Options};
 use catena::{Error, ErrorKind, Format, Policy, Source};
 use catena_format::qcow2::{Compression, Version};
 use clap::ValueEnum;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,15 +51,8 @@ pub struct Args {
     /// Options of the format, as for qemu-img
     #[arg(short, long = "option", value_name = "KEY=VALUE,…")]
     option: Vec<String>,
-    /// What may be opened and believed because an image says so: 'libvirt', 'strict' or a policy file
-    #[arg(long, default_value = "libvirt")]
-    policy: String,
-    /// Say what would be created, and create nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Print nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -75,7 +66,7 @@ enum NewFormat {
 
 /// Creates the image.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = Policy::load(&args.policy)?;
+    let policy = args.change.policy()?;
     let kind = match args.format {
         NewFormat::Raw => {
             if args.backing.is_some() {
@@ -94,15 +85,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         kind,
     };
     let plan = create::plan(&request, &policy)?;
-    if !args.dry_run {
-        plan.execute()?;
-    }
-    if !args.quiet {
-        let mut out = output::stdout();
-        writeln!(out, "{}", text::printable(&plan.to_string()))?;
-        out.flush()?;
-    }
-    Ok(ExitCode::SUCCESS)
+    args.change.perform(&plan, create::Plan::execute)
 }
 
 fn qcow2_options(args: &Args, policy: &Policy) -> Result<Qcow2Options, Error> {
@@ -161,7 +144,7 @@ fn qcow2_options(args: &Args, policy: &Policy) -> Result<Qcow2Options, Error> {
     if let Some(name) = &args.backing {
         let format = match args.backing_format {
             Some(format) => format,
-            None => return Err(backing::without_format(name, &Source::file(&args.name), policy)),
+            None => return Err(change::without_format(name, &Source::file(&args.name), policy)),
         };
         options.backing = Some((name.clone(), format));
     }

@@ -1,6 +1,6 @@
 //! The verbs. Each file has an `Args` that clap fills in and a `run` that does it and gives the exit status.
 
-mod backing;
+mod change;
 pub mod completions;
 pub mod create;
 mod facts;

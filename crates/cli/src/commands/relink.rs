@@ -1,14 +1,11 @@
 //! `catena relink`: rewrite what an overlay records about its backing image, and nothing else.
 
-use super::backing;
+use super::change::{self, ChangeArgs};
 use crate::error::CommandError;
-use crate::output;
 use crate::target::parse_format;
-use crate::text;
 use catena::ops::Silent;
 use catena::ops::relink::{self, NewBacking, Safety};
-use catena::{Format, Policy, Source};
-use std::io::Write;
+use catena::{Format, Source};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -38,20 +35,13 @@ pub struct Args {
     /// Do not compare what the guest sees: you answer for it
     #[arg(short, long = "unsafe")]
     unchecked: bool,
-    /// What may be opened and believed because an image says so: 'libvirt', 'strict' or a policy file
-    #[arg(long, default_value = "libvirt")]
-    policy: String,
-    /// Say what would be changed, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Print nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
 }
 
 /// Rewrites the reference.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = Policy::load(&args.policy)?;
+    let policy = args.change.policy()?;
     let backing = match (&args.backing, args.backing_format) {
         (None, _) => None,
         (Some(name), Some(format)) => Some(NewBacking {
@@ -59,7 +49,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             format,
         }),
         (Some(name), None) => {
-            return Err(backing::without_format(name, &Source::file(&args.image), &policy).into());
+            return Err(change::without_format(name, &Source::file(&args.image), &policy).into());
         }
     };
     let safety = if args.unchecked {
@@ -73,13 +63,5 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         safety,
     };
     let plan = relink::plan(&request, &policy, &Silent)?;
-    if !args.dry_run {
-        plan.execute()?;
-    }
-    if !args.quiet {
-        let mut out = output::stdout();
-        writeln!(out, "{}", text::printable(&plan.to_string()))?;
-        out.flush()?;
-    }
-    Ok(ExitCode::SUCCESS)
+    args.change.perform(&plan, relink::Plan::execute)
 }
