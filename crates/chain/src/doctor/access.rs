@@ -307,7 +307,7 @@ pub(super) fn check(examination: &mut Examination<'_>, number: usize, layer: &La
     let Some(user) = examination.options.user.clone() else {
         return;
     };
-    let wanted = wanted(number);
+    let wanted = wanted(examination.first + number);
     if let Some(path) = layer.path() {
         report(examination, number, path, &user, wanted, None);
     }
@@ -346,7 +346,14 @@ pub(super) fn denied(
     }
     let told = examination.options.user.clone().filter(|told| *told != user);
     if let (Some(told), Some(path)) = (told, source.and_then(Source::path)) {
-        report(examination, number, path, &told, wanted(number), None);
+        report(
+            examination,
+            number,
+            path,
+            &told,
+            wanted(examination.first + number),
+            None,
+        );
     }
 }
 
@@ -414,6 +421,13 @@ pub(super) fn check_source(examination: &mut Examination<'_>, source: Option<&So
     let number = examination.chain.layers.len();
     let user = examination.options.user.clone().filter(|_| examination.is_full());
     if let (Some(user), Some(path)) = (user, source.and_then(Source::path)) {
-        report(examination, number, path, &user, wanted(number), None);
+        report(
+            examination,
+            number,
+            path,
+            &user,
+            wanted(examination.first + number),
+            None,
+        );
     }
 }

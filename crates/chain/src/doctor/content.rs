@@ -73,7 +73,7 @@ fn bits(examination: &mut Examination<'_>, number: usize, layer: &Layer, header:
             Cure::advice("use the version of QEMU that made it"),
         );
     }
-    if number > 0 && header.compatible.contains(Compatible::LAZY_REFCOUNTS) {
+    if examination.first + number > 0 && header.compatible.contains(Compatible::LAZY_REFCOUNTS) {
         let mut cure = Cure::none();
         if !header.incompatible.contains(Incompatible::DIRTY) {
             cure = Cure::command([

@@ -3,7 +3,7 @@
 use super::search::{Candidate, candidates};
 use super::{Code, Cure, Examination, Severity, access, recording_cure};
 use crate::chain::{Break, End, Layer, OpenEnd};
-use crate::detect::quoted;
+use crate::detect::{Start, quoted};
 use crate::reference::Source;
 use catena_engine::{ErrorKind, StorageBytes};
 use catena_format::{Description, Format, recognise};
@@ -47,7 +47,7 @@ pub(super) fn allow() -> Cure {
 }
 
 fn length(examination: &mut Examination<'_>) {
-    let layers = examination.chain.layers.len();
+    let layers = examination.first + examination.chain.layers.len();
     let Some(active) = examination.chain.active().filter(|_| layers > LIBVIRT_RUNS) else {
         return;
     };
@@ -388,12 +388,14 @@ fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
         return;
     };
     let word = link.format.as_deref().filter(|word| !word.is_empty());
-    let (found, by_name) = candidates(
-        examination,
-        overlay,
-        broken.source.as_ref(),
-        word.and_then(Format::from_recorded),
-    );
+    // Those formats that differ from their own kind only record no word.
+    let own = matches!(
+        overlay.format,
+        Format::Vmdk | Format::Vpc | Format::Vhdx | Format::Vdi
+    )
+    .then_some(overlay.format);
+    let recorded = word.and_then(Format::from_recorded).or(own);
+    let (found, by_name) = candidates(examination, overlay, broken.source.as_ref(), recorded);
     let cure = match found.as_slice() {
         [one] => unsafe_relink(overlay, one, broken.source.as_ref()),
         _ => Cure::advice(format!(
@@ -411,6 +413,9 @@ fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
         0 => names.join(", "),
         more => format!("{} and {more} more", names.join(", ")),
     };
+    if let ([one], true, Some(_)) = (found.as_slice(), by_name, recorded) {
+        examination.onward = Some(Start::at(&one.path, Some(one.format)));
+    }
     let proven = found.iter().all(|candidate| candidate.proven);
     let found = match (found.len(), by_name) {
         _ if !examination.is_full() => String::new(),

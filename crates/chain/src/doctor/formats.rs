@@ -106,14 +106,11 @@ fn word(examination: &mut Examination<'_>, number: usize, overlay: &Layer, below
         (None, Some(_)) => format!("QEMU and qemu-img know no format '{word}' and refuse to open the chain"),
         _ => return,
     };
-    let cure = match below
-        .map(|backing| backing.format)
-        .filter(|it| it.qemu().is_some() && qemu.is_none())
-    {
-        // QEMU has another word for it, which libvirt may not know in turn.
-        Some(format) if Format::from_libvirt(format.as_str()).is_some() => {
-            let cure = recording_cure(overlay, format);
-            match recording(overlay, format) {
+    let cure = match below.map(|backing| backing.format) {
+        // An ISO image is raw by another name, which only libvirt has.
+        Some(Format::Iso) => {
+            let cure = recording_cure(overlay, Format::Raw);
+            match recording(overlay, Format::Raw) {
                 Some(fix) => cure.by(fix),
                 None => cure,
             }

@@ -17,17 +17,26 @@ mod finding;
 mod formats;
 mod libvirt_walk;
 mod links;
+mod mend;
 mod relations;
 mod search;
+mod survey;
+mod usage;
 mod user;
 
 pub use access::{Access, Obstacle, obstacles};
 pub use finding::{Code, Cure, Finding, Fix, Severity};
+pub use mend::{Mend, mends};
+pub use survey::{Report, survey};
 pub use user::User;
 
 use crate::chain::{Chain, Layer};
+use crate::detect::{Start, detect};
 use crate::policy::Policy;
 use std::path::PathBuf;
+
+/// Missing backing images that are gone past in one examination because they were found again.
+const FOUND_AGAIN: usize = 8;
 
 /// What the doctor is told.
 #[derive(Clone, Debug)]
@@ -80,7 +89,11 @@ struct Examination<'a> {
     chain: &'a Chain,
     options: &'a Options<'a>,
     effort: Effort,
+    /// The number of the chain's first layer: not 0 where a chain goes on at a file that was found again.
+    first: usize,
     findings: Vec<Finding>,
+    /// Where the chain would go on: at the one file that the missing backing image can be.
+    onward: Option<Start>,
 }
 
 /// What the metadata tells. Quick: a few small reads for each layer, none for those not on this host.
@@ -98,11 +111,53 @@ pub fn examine_fully(chain: &Chain, options: &Options<'_>) -> Vec<Finding> {
 }
 
 fn run(chain: &Chain, options: &Options<'_>, effort: Effort) -> Vec<Finding> {
+    let (mut findings, mut onward) = run_from(0, chain, options, effort);
+    let mut passed: Vec<_> = objects(chain).collect();
+    let mut first = chain.layers.len();
+    // What is found again may have lost its own backing image too.
+    for _ in 0..FOUND_AGAIN {
+        let Some(start) = onward.take() else { break };
+        let below = detect(&start, options.policy);
+        if objects(&below).any(|object| passed.contains(&object)) {
+            break;
+        }
+        let (more, next) = run_from(first, &below, options, effort);
+        findings.extend(more);
+        onward = next;
+        passed.extend(objects(&below));
+        first += below.layers.len();
+    }
+    if let Some(at) = findings.iter().position(|finding| finding.code == Code::Dirty)
+        && findings
+            .iter()
+            .any(|finding| finding.code == Code::InUse && finding.layer == 0)
+        && let Some(dirty) = findings.get_mut(at).filter(|dirty| dirty.layer == 0)
+    {
+        // As it should be, as long as somebody has it open.
+        dirty.severity = Severity::Note;
+    }
+    findings.sort_by_key(|finding| (finding.layer, std::cmp::Reverse(finding.severity), finding.code));
+    findings
+}
+
+fn objects(chain: &Chain) -> impl Iterator<Item = (u64, u64)> {
+    let files = chain.layers.iter().filter_map(|layer| layer.file.as_ref());
+    files.map(|file| file.identity.object())
+}
+
+fn run_from(
+    first: usize,
+    chain: &Chain,
+    options: &Options<'_>,
+    effort: Effort,
+) -> (Vec<Finding>, Option<Start>) {
     let mut examination = Examination {
         chain,
         options,
         effort,
+        first,
         findings: Vec::new(),
+        onward: None,
     };
     for (number, layer) in chain.layers.iter().enumerate() {
         formats::check(&mut examination, number, layer);
@@ -113,11 +168,10 @@ fn run(chain: &Chain, options: &Options<'_>, effort: Effort) -> Vec<Finding> {
             relations::check(&mut examination, number, layer, backing);
         }
         access::check(&mut examination, number, layer);
+        usage::check(&mut examination, number, layer);
     }
     ending::check(&mut examination);
-    let mut findings = examination.findings;
-    findings.sort_by_key(|finding| (finding.layer, std::cmp::Reverse(finding.severity), finding.code));
-    findings
+    (examination.findings, examination.onward)
 }
 
 impl Examination<'_> {
@@ -139,7 +193,7 @@ impl Examination<'_> {
         self.findings.push(Finding {
             code,
             severity,
-            layer,
+            layer: self.first + layer,
             name,
             cause: cause.into(),
             consequence: consequence.into(),

@@ -120,11 +120,7 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
         text: recorded.name.clone(),
         format: recorded.format.clone(),
     });
-    let name_is_well_placed = header
-        .backing
-        .as_ref()
-        .is_none_or(|name| name.end() <= header.cluster_bits.size());
-    let writes = if old == new && name_is_well_placed {
+    let writes = if old == new && is_well_placed(header) {
         Vec::new()
     } else {
         rewrite::plan(&area, header, &new_header)?
@@ -365,6 +361,16 @@ fn changed(header: &Header, backing: Option<&NewBacking>) -> Result<Header> {
     // Whoever writes an image takes back the promises of features it does not know.
     new.autoclear &= Autoclear::KNOWN;
     Ok(new)
+}
+
+/// Whether the reference is where everybody finds it: the name in the first cluster and in what libvirt reads, the format
+/// before all other extensions.
+fn is_well_placed(header: &Header) -> bool {
+    const LIBVIRT_READS: u64 = 33_280;
+    let is_format = |extension: &Extension| matches!(extension, Extension::BackingFormat(_));
+    let end = header.cluster_bits.size().min(LIBVIRT_READS);
+    header.backing.as_ref().is_none_or(|name| name.end() <= end)
+        && !header.extensions.iter().skip(1).any(is_format)
 }
 
 /// The first cluster, zeros where the file is shorter.
