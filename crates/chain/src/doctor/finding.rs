@@ -97,15 +97,19 @@ impl Cure {
 
     /// The command that makes an overlay record a backing image.
     pub fn relink(overlay: &str, name: &str, format: &str) -> Self {
-        Self::command([
-            "catena",
-            "relink",
-            overlay,
-            "--backing",
-            name,
-            "--backing-format",
-            format,
-        ])
+        // What starts like an option must not be taken for one.
+        let overlay = match overlay.strip_prefix('-') {
+            Some(_) => format!("./{overlay}"),
+            None => overlay.to_owned(),
+        };
+        let mut words = vec!["catena".to_owned(), "relink".to_owned(), overlay];
+        if name.starts_with('-') {
+            words.push(format!("--backing={name}"));
+        } else {
+            words.extend(["--backing".to_owned(), name.to_owned()]);
+        }
+        words.extend(["--backing-format".to_owned(), format.to_owned()]);
+        Self::command(words)
     }
 
     /// A further command.
@@ -299,5 +303,7 @@ mod tests {
             lines,
             [r"catena relink '/a b/top' --backing 'it'\''s' --backing-format qcow2"]
         );
+        let lines: Vec<_> = Cure::relink("-f", "-F", "raw").command_lines().collect();
+        assert_eq!(lines, ["catena relink ./-f --backing=-F --backing-format raw"]);
     }
 }

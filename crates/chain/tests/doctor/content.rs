@@ -191,6 +191,15 @@ fn bitmaps_that_cannot_be_believed_are_warnings() {
     let lab = two();
     lab.img("bitmap -f qcow2 --add top.qcow2 killed");
     let mut writer = in_use(&lab, &["-f", "qcow2", "top.qcow2"]);
+    // It is marked a moment after the image is locked.
+    let start = Instant::now();
+    while !lab
+        .examine("top.qcow2")
+        .iter()
+        .any(|finding| finding.code == Code::BitmapInconsistent)
+    {
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
     writer.kill().unwrap();
     writer.wait().unwrap();
     let finding = lab.finding("top.qcow2", Code::BitmapInconsistent);

@@ -3,6 +3,7 @@
 mod change;
 pub mod completions;
 pub mod create;
+pub mod doctor;
 mod facts;
 pub mod hash;
 pub mod man;
@@ -23,6 +24,8 @@ pub enum Command {
     Map(map::Args),
     /// Digest what the guest sees, as its raw image would be digested
     Hash(hash::Args),
+    /// Find what is wrong with chains, say what cures it, and mend what can be mended
+    Doctor(doctor::Args),
     /// Make a new image, alone or over a backing image
     Create(create::Args),
     /// Rewrite what an overlay records about its backing image
@@ -44,6 +47,7 @@ impl Command {
             Self::Show(args) => show::run(args),
             Self::Map(args) => map::run(args),
             Self::Hash(args) => hash::run(args),
+            Self::Doctor(args) => doctor::run(args),
             Self::Reference(args) => Ok(reference::run(args)),
             Self::Create(args) => create::run(args),
             Self::Relink(args) => relink::run(args),
