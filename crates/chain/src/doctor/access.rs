@@ -62,7 +62,7 @@ impl Access {
 }
 
 /// Something on the way to a file that stops somebody.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Obstacle {
     /// A directory or file whose mode or access control list denies it.
@@ -365,7 +365,7 @@ fn report(
     wanted: Access,
     error: Option<&Error>,
 ) {
-    let obstacles = obstacles(path, user, wanted);
+    let mut obstacles = obstacles(path, user, wanted);
     let at = (number, path.display().to_string());
     let who = format!("the user {} (uid {})", user.name, user.uid);
     if obstacles.is_empty() {
@@ -383,6 +383,13 @@ fn report(
         }
         return;
     }
+    // A directory that closes off one layer closes off many: once is enough.
+    obstacles.retain(|obstacle| !examination.obstacles.contains(&(user.uid, obstacle.clone())));
+    if obstacles.is_empty() {
+        return;
+    }
+    let told = obstacles.iter().map(|obstacle| (user.uid, obstacle.clone()));
+    examination.obstacles.extend(told);
     let sentences: Vec<_> = obstacles.iter().map(Obstacle::sentence).collect();
     let mut cure = Cure::none();
     for command in obstacles.iter().filter_map(|obstacle| obstacle.command(user)) {

@@ -33,6 +33,7 @@ pub use user::User;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::policy::Policy;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// Missing backing images that are gone past in one examination because they were found again.
@@ -92,6 +93,8 @@ struct Examination<'a> {
     /// The number of the chain's first layer: not 0 where a chain goes on at a file that was found again.
     first: usize,
     findings: Vec<Finding>,
+    /// What is in whose way, as far as it was told.
+    obstacles: HashSet<(u32, Obstacle)>,
     /// Where the chain would go on: at the one file that the missing backing image can be.
     onward: Option<Start>,
 }
@@ -157,6 +160,7 @@ fn run_from(
         effort,
         first,
         findings: Vec::new(),
+        obstacles: HashSet::new(),
         onward: None,
     };
     for (number, layer) in chain.layers.iter().enumerate() {

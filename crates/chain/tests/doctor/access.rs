@@ -94,6 +94,27 @@ fn the_directory_and_the_file_in_the_way_are_told_and_the_commands_open_them() {
 }
 
 #[test]
+fn a_directory_in_the_way_of_several_layers_is_told_once() {
+    let lab = open_lab();
+    lab.img("create -q -f qcow2 base.qcow2 1M");
+    lab.img("create -q -f qcow2 -b base.qcow2 -F qcow2 mid.qcow2");
+    lab.img("create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2");
+    chown(lab.path("top.qcow2"), Some(UID), None).unwrap();
+    mode(&lab.path(""), 0o700);
+    let policy = Policy::libvirt();
+    let options = Options::new(&policy).user(Some(user()));
+    let finding = one(
+        &examine_fully(&lab.chain("top.qcow2"), &options),
+        Code::PermissionDenied,
+    );
+    assert_eq!(
+        (finding.layer, finding.cure.commands.len()),
+        (0, 1),
+        "{finding:#?}"
+    );
+}
+
+#[test]
 fn an_entry_for_a_user_takes_nothing_away_that_a_group_gave() {
     let lab = open_lab();
     std::fs::write(lab.path("disk"), "x").unwrap();

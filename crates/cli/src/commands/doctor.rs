@@ -55,8 +55,8 @@ pub struct Args {
     /// Also tell whether this user may open everything: a name or number, with ':' and a group if need be
     #[arg(long, value_name = "USER", value_parser = parse_user)]
     as_user: Option<User>,
-    /// Folders in which to look for images that have moved, and in all below them
-    #[arg(long, value_name = "DIR", num_args = 1..)]
+    /// A folder in which to look for images that have moved, and in all below it; may be given again
+    #[arg(long, value_name = "DIR")]
     search: Vec<PathBuf>,
     /// Mend what can be mended without any guest seeing a difference
     #[arg(long)]
