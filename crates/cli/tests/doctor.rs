@@ -183,7 +183,10 @@ fn json_has_everything_that_is_printed() {
     assert_eq!(finding["severity"], "warning");
     assert_eq!(finding["layer"], 1);
     assert_eq!(finding["fixable"], true);
-    assert_eq!(finding["commands"][0][1], "relink");
+    assert_eq!(
+        finding["commands"][0],
+        "catena relink ./mid.qcow2 --backing base.qcow2 --backing-format qcow2"
+    );
     let fix = &value["fixes"][0];
     assert_eq!(
         (&fix["done"], &fix["error"]),

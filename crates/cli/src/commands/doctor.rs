@@ -2,6 +2,7 @@
 //!
 //! Nothing is changed without `--fix`, and with it only headers, in ways that no guest can tell.
 
+use super::facts::FindingFacts;
 use crate::error::CommandError;
 use crate::output;
 use crate::target::{parse_format, warn_probed};
@@ -88,7 +89,7 @@ fn parse_user(text: &str) -> Result<User, String> {
 /// The JSON form.
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
-    targets: Vec<TargetJson<'a>>,
+    targets: Vec<TargetJson>,
     errors: usize,
     warnings: usize,
     notes: usize,
@@ -97,25 +98,20 @@ struct Answer<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct TargetJson<'a> {
+struct TargetJson {
     target: String,
     /// How many layers were found.
     layers: usize,
-    /// `terminated`, `open-ended` or `broken`.
+    /// `terminated`, `open_ended` or `broken`.
     end: &'static str,
-    findings: Vec<FindingJson<'a>>,
+    findings: Vec<FindingJson>,
 }
 
 #[derive(Debug, Serialize)]
-struct FindingJson<'a> {
-    code: &'static str,
-    severity: &'static str,
-    layer: usize,
-    name: &'a str,
-    cause: &'a str,
-    consequence: &'a str,
-    advice: Option<&'a str>,
-    commands: &'a [Vec<String>],
+struct FindingJson {
+    #[serde(flatten)]
+    facts: FindingFacts,
+    /// Whether `--fix` cures it.
     fixable: bool,
 }
 
@@ -161,8 +157,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         }
         Output::Json => {
             let mut out = output::stdout();
-            serde_json::to_writer_pretty(&mut out, &answer(&reports, &attempts))?;
-            writeln!(out)?;
+            output::json(&answer(&reports, &attempts), &mut out)?;
             out.flush()?;
         }
     }
@@ -232,7 +227,7 @@ fn human(out: &mut impl Write, reports: &[Report], attempts: &[Attempt], dry_run
     }
     for report in reports {
         let name = text::printable(&report.target.display().to_string());
-        let layers = count(report.chain.layers.len(), "layer");
+        let layers = text::count(report.chain.layers.len() as u64, "layer");
         let said = match report.findings.as_slice() {
             [] => "nothing to report".to_owned(),
             findings => counts(findings.iter()),
@@ -244,17 +239,12 @@ fn human(out: &mut impl Write, reports: &[Report], attempts: &[Attempt], dry_run
     }
     if reports.len() > 1 {
         let all = reports.iter().flat_map(|report| &report.findings);
-        let chains = count(reports.len(), "chain");
+        let chains = text::count(reports.len() as u64, "chain");
         writeln!(out, "{chains}: {}", counts(all))?;
     } else if reports.is_empty() {
         writeln!(out, "there are no images")?;
     }
     Ok(())
-}
-
-/// A count with its noun: `1 layer`, `2 layers`.
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `1 error, 2 warnings, no notes` without what there is none of.
@@ -273,7 +263,7 @@ fn counts<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
         .into_iter()
         .zip(["error", "warning", "note"])
         .filter(|(number, _)| *number > 0)
-        .map(|(number, noun)| count(number, noun))
+        .map(|(number, noun)| text::count(number, noun))
         .collect();
     match words.as_slice() {
         [] => "nothing to report".to_owned(),
@@ -295,13 +285,25 @@ fn write_finding(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
         finding.layer,
         text::printable(&finding.name)
     )?;
-    writeln!(out, "    {}", text::printable(&finding.cause))?;
-    writeln!(out, "    {}", text::printable(&finding.consequence))?;
+    write_sentence(out, "", &finding.cause)?;
+    write_sentence(out, "", &finding.consequence)?;
     if let Some(advice) = &finding.cure.advice {
-        writeln!(out, "    cure: {}", text::printable(advice))?;
+        write_sentence(out, "cure: ", advice)?;
     }
     for line in finding.cure.command_lines() {
         writeln!(out, "    $ {}", text::printable(&line))?;
+    }
+    Ok(())
+}
+
+/// A sentence, in lines of the terminal; whole where there is none, so that it can be searched for.
+fn write_sentence(out: &mut impl Write, head: &str, sentence: &str) -> io::Result<()> {
+    let sentence = text::printable(&format!("{head}{sentence}"));
+    if !output::is_terminal() {
+        return writeln!(out, "    {sentence}");
+    }
+    for line in text::wrap(&sentence, output::width().saturating_sub(4)) {
+        writeln!(out, "    {line}")?;
     }
     Ok(())
 }
@@ -320,27 +322,20 @@ fn answer<'a>(reports: &'a [Report], attempts: &'a [Attempt]) -> Answer<'a> {
     }
 }
 
-fn target_json(report: &Report) -> TargetJson<'_> {
+fn target_json(report: &Report) -> TargetJson {
     TargetJson {
         target: report.target.display().to_string(),
         layers: report.chain.layers.len(),
         end: match report.chain.end {
             End::Terminated => "terminated",
-            End::OpenEnded(_) => "open-ended",
+            End::OpenEnded(_) => "open_ended",
             End::Broken(_) => "broken",
         },
         findings: report
             .findings
             .iter()
             .map(|finding| FindingJson {
-                code: finding.code.as_str(),
-                severity: finding.severity.as_str(),
-                layer: finding.layer,
-                name: &finding.name,
-                cause: &finding.cause,
-                consequence: &finding.consequence,
-                advice: finding.cure.advice.as_deref(),
-                commands: &finding.cure.commands,
+                facts: FindingFacts::of(finding),
                 fixable: finding.cure.fix.is_some(),
             })
             .collect(),
