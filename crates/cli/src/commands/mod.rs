@@ -6,6 +6,7 @@ pub mod create;
 pub mod doctor;
 mod facts;
 pub mod hash;
+pub mod info;
 pub mod man;
 pub mod map;
 pub mod reference;
@@ -20,6 +21,8 @@ use std::process::ExitCode;
 pub enum Command {
     /// Draw the chain, and what each layer holds
     Show(show::Args),
+    /// Tell all about one image, and open nothing that it names
+    Info(info::Args),
     /// Tell which layer holds what of the guest's disk, and where
     Map(map::Args),
     /// Digest what the guest sees, as its raw image would be digested
@@ -45,6 +48,7 @@ impl Command {
     pub fn run(&self) -> Result<ExitCode, CommandError> {
         match self {
             Self::Show(args) => show::run(args),
+            Self::Info(args) => info::run(args),
             Self::Map(args) => map::run(args),
             Self::Hash(args) => hash::run(args),
             Self::Doctor(args) => doctor::run(args),
