@@ -12,6 +12,7 @@ pub mod map;
 pub mod reference;
 pub mod relink;
 pub mod show;
+pub mod tour;
 
 use crate::error::CommandError;
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ pub enum Command {
     Relink(relink::Args),
     /// Say what a recorded backing reference means
     Reference(reference::Args),
+    /// Watch a chain being made, broken and mended, in a temporary folder
+    Tour(tour::Args),
     /// Print a shell's completions
     #[command(hide = true)]
     Completions(completions::Args),
@@ -55,6 +58,7 @@ impl Command {
             Self::Reference(args) => Ok(reference::run(args)),
             Self::Create(args) => create::run(args),
             Self::Relink(args) => relink::run(args),
+            Self::Tour(args) => tour::run(args),
             Self::Completions(args) => completions::run(args),
             Self::Man(args) => man::run(args),
         }
