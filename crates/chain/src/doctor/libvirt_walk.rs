@@ -4,7 +4,8 @@
 //! requires, so that it loses its way behind the first one of an uneven length. Later versions repaired this; 9.0
 //! does not look for data files at all.
 
-use catena_format::{Bytes, qcow2::Header, qcow2::Version};
+use catena_format::Bytes;
+use catena_format::qcow2::{Extension, Header, Version};
 
 /// How many bytes of an image libvirt reads.
 pub(super) const WINDOW: u64 = 33_280;
@@ -23,12 +24,9 @@ pub(super) struct Seen {
     pub data_file: bool,
 }
 
-/// Looks at a header through libvirt's eyes.
+/// Looks at a header through libvirt's eyes. Nothing is read where the header is as QEMU writes it.
 pub(super) fn look(header: &Header, bytes: &dyn Bytes) -> Seen {
-    let window = bytes
-        .read_some(0, usize::try_from(WINDOW).unwrap_or_default())
-        .unwrap_or_default();
-    let len = window.len() as u64;
+    let len = bytes.len().min(WINDOW);
     let backing = header
         .backing
         .as_ref()
@@ -41,7 +39,19 @@ pub(super) fn look(header: &Header, bytes: &dyn Bytes) -> Seen {
         None => Some(u64::MAX),
         Some(name) => Some(name.offset).filter(|offset| *offset <= len),
     };
-    let finds = |kind| end.is_some_and(|end| walk(&window, start, end, kind));
+    let finds = |kind| {
+        let Some(end) = end else { return false };
+        if let Some(first) = header.extensions.first().filter(|first| first.kind() == kind) {
+            let size = match first {
+                Extension::BackingFormat(data) | Extension::DataFile(data) => data.len() as u64,
+                _ => 0,
+            };
+            let fits = start.saturating_add(8).saturating_add(size) <= len;
+            return fits && start < len.saturating_sub(8) && start < end.saturating_sub(8);
+        }
+        let window = bytes.read_some(0, usize::try_from(len).unwrap_or_default());
+        window.is_ok_and(|window| walk(&window, start, end, kind))
+    };
     Seen {
         backing,
         backing_format: backing && finds(BACKING_FORMAT),
