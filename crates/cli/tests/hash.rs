@@ -88,3 +88,16 @@ fn a_layer_or_snapshot_that_is_not_there_is_an_error() {
         answer.err
     );
 }
+
+#[test]
+fn ctrl_c_ends_it_with_130() {
+    let images = Images::new();
+    // Nothing but zeros, yet far too many of them to be through with when the signal comes.
+    images.img("create -q -f qcow2 -o cluster_size=2M top.qcow2 1P");
+    let script = format!(
+        "{} hash -f qcow2 top.qcow2 & sleep 0.5; kill -INT $!; wait $!; echo $?",
+        env!("CARGO_BIN_EXE_catena")
+    );
+    // In the background a shell ignores the signal for its children, unless it is told to control jobs.
+    assert_eq!(images.run("bash", &["-m", "-c", &script]), "130\n");
+}

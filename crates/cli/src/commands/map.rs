@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     if args.output == Output::Human {
         warn_probed(&chain);
     }
-    let disk = chain.open(args.target.sharing())?;
+    let disk = chain.open(args.target.sharing())?.for_walking();
     let names = names(&chain);
     let end = args
         .max_length

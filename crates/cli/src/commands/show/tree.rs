@@ -188,7 +188,7 @@ impl Tree<'_> {
             .iter()
             .map(|layer| layer.contributes.map(|bytes| bytes.data))
             .sum();
-        let text = format!("{} more", count(layers.len() as u64, "layer"));
+        let text = count(layers.len() as u64, "more layer");
         self.title(QUIET, self.glyphs.gap, &text, data)?;
         let mut facts = Vec::new();
         let on_disk: u64 = layers.iter().filter_map(|layer| layer.allocated).sum();
