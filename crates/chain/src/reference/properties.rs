@@ -89,3 +89,15 @@ proptest! {
         prop_assert!(!again.has_lost(LostKind::Location));
     }
 }
+
+#[test]
+fn a_server_whose_name_fits_no_uri_is_recorded_all_the_same() {
+    for name in ["a:b/c", "[x#y://h?]", "fe80::1%eth0"] {
+        let source = Source::from(Network {
+            hosts: vec![Host::tcp(name, Some(1))],
+            ..Network::new(Protocol::Nbd)
+        });
+        let again = Reference::parse(&source.to_recorded().unwrap(), Reading::Catena).unwrap();
+        assert_eq!(again.unresolved().key(), source.key());
+    }
+}

@@ -128,7 +128,9 @@ fn uri(network: &Network) -> Option<String> {
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(server);
     let server = if bare.contains(':') {
-        format!("[{bare}]")
+        // Nothing can be escaped between the brackets.
+        let address = |c: char| c.is_ascii_hexdigit() || matches!(c, ':' | '.');
+        format!("[{}]", Some(bare).filter(|bare| bare.chars().all(address))?)
     } else {
         utf8_percent_encode(bare, HOST).to_string()
     };
@@ -256,8 +258,11 @@ fn network_properties(network: &Network) -> Result<Map<String, Value>, Reference
                 query: network.query.clone(),
                 ..Network::new(protocol)
             };
-            let url = uri(&plain)
-                .ok_or_else(|| unsupported(format!("protocol '{protocol}' accepts only one host")))?;
+            let url = uri(&plain).ok_or_else(|| {
+                unsupported(format!(
+                    "protocol '{protocol}' needs one host whose name a URL can hold"
+                ))
+            })?;
             put("url", url.into());
             if let Some(verify) = network.ssl_verify {
                 put("sslverify", verify.into());
