@@ -89,7 +89,7 @@ fn plan_all(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
         ));
     }
 
-    let header_len = header_length(&bare)?;
+    let header_len = header_length(&bare, new.version)?;
     let extensions = bare.get(header_len..).unwrap_or_default();
     let copy = bare.len().max(live_end).next_multiple_of(8);
     let place = copy + extensions.len();
@@ -126,11 +126,15 @@ fn encode_without_name(header: &Header) -> Result<Vec<u8>> {
 /// Where the extensions of a header on disk end, their end mark included.
 fn old_extensions_end(old: &Header) -> Result<usize> {
     let bare = encode_without_name(old)?;
-    let extensions = bare.len().saturating_sub(header_length(&bare).unwrap_or(72));
+    let extensions = bare.len().saturating_sub(header_length(&bare, old.version)?);
     Ok(old.header_length as usize + extensions)
 }
 
-fn header_length(bare: &[u8]) -> Result<usize> {
+/// How long the fixed part of a header is that has been encoded; a version 2 header has no field that says it.
+fn header_length(bare: &[u8], version: Version) -> Result<usize> {
+    if version == Version::V2 {
+        return Ok(72);
+    }
     let field = bare
         .get(100..104)
         .and_then(|field| field.try_into().ok())
@@ -185,6 +189,7 @@ fn offset(offset: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::create::{CreateOptions, NewImage};
+    use super::super::extension::FeatureName;
     use super::super::header::{BackingName, ClusterBits};
     use super::*;
 
@@ -304,6 +309,32 @@ mod tests {
             }
             area = states.last().unwrap().clone();
             assert_eq!(reference(&area), after);
+        }
+    }
+
+    #[test]
+    fn a_name_is_not_put_over_the_extensions_of_a_version_2_header() {
+        let mut options = CreateOptions::new(1 << 20).unwrap();
+        options.cluster_bits = ClusterBits::new(12).unwrap();
+        options.version = Version::V2;
+        let mut header = NewImage::lay_out(&options).unwrap().header;
+        let unknown = Extension::Unknown {
+            kind: 7,
+            data: vec![0xee; 400],
+        };
+        // Without the names everything fits the first sector, and the change leaves them out.
+        let names = Extension::FeatureNames(FeatureName::all());
+        header.extensions = vec![unknown.clone(), names];
+        let mut area = header.encode().unwrap();
+        area.resize(4096, 0);
+        let old = Header::read(&area).unwrap();
+        let writes = plan(&area, &old, &change(&old, &[b'x'; 40], Some(b"raw"))).unwrap();
+        for state in every_state(&area, &writes) {
+            let seen = Header::read(&state).unwrap().extensions;
+            assert!(
+                seen == old.extensions
+                    || seen == [Extension::BackingFormat(b"raw".to_vec()), unknown.clone()]
+            );
         }
     }
 
