@@ -9,8 +9,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Guest bytes that one thread counts before it takes more.
+/// Guest bytes that one thread counts before it takes more, at least.
 const PIECE: u64 = 512 << 20;
+/// Pieces of a disk, at most: more of them would not be shared out better.
+const PIECES: u64 = 1 << 16;
 
 /// Guest bytes that one layer answers for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,16 +106,22 @@ impl Contributions {
     }
 }
 
+/// How much of a disk one thread counts before it takes more.
+fn piece_of(disk: &Stack) -> u64 {
+    PIECE.max((disk.size() / PIECES).next_multiple_of(PIECE))
+}
+
 /// Counts pieces until there are no more, or somebody failed.
 fn work(disk: &Stack, next: &AtomicU64, total: &Mutex<Result<Contributions>>) {
     let mut own = Contributions::empty(disk.depth());
     let mut outcome = Ok(());
+    let piece = piece_of(disk);
     while outcome.is_ok() {
-        let start = next.fetch_add(PIECE, Ordering::Relaxed);
+        let start = next.fetch_add(piece, Ordering::Relaxed);
         if start >= disk.size() {
             break;
         }
-        outcome = own.count(disk, start, start.saturating_add(PIECE).min(disk.size()));
+        outcome = own.count(disk, start, start.saturating_add(piece).min(disk.size()));
     }
     if outcome.is_err() {
         next.store(disk.size(), Ordering::Relaxed);

@@ -17,6 +17,12 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// each 512 bytes. A damaged entry is an extent, [`crate::ExtentKind::Corrupt`], not an error.
     fn map(&self, start: GuestOffset, end: GuestOffset, extents: &mut Vec<Extent>) -> Result<()>;
 
+    /// How far from `start` the image certainly says nothing, at most to `end`; `start` where it may say something, or
+    /// where that is as costly to know as the map. The range is as for [`Image::map`], but of any length.
+    fn silent_until(&self, start: GuestOffset, _end: GuestOffset) -> Result<GuestOffset> {
+        Ok(start)
+    }
+
     /// The store behind one of the image's files.
     fn storage(&self, file: FileRole) -> Result<&dyn Storage>;
 

@@ -277,6 +277,28 @@ impl Image for Qcow2 {
         Ok(())
     }
 
+    /// By the L1 table alone: where it has no L2 table, there is nothing.
+    fn silent_until(&self, start: GuestOffset, end: GuestOffset) -> Result<GuestOffset> {
+        let coverage = self.layout.l2_coverage();
+        let (mut at, end) = (start.0, end.0.min(self.view.virtual_size));
+        while at < end {
+            let first = at / coverage;
+            let last = (end.div_ceil(coverage))
+                .min(first + L1_PIECE)
+                .min(self.view.l1_entries.into());
+            if first >= last {
+                return Ok(GuestOffset(end));
+            }
+            for (index, entry) in (first..last).zip(self.l1(first..last)?) {
+                if !matches!(self.layout.l2_offset(entry), Ok(None)) {
+                    return Ok(GuestOffset(at));
+                }
+                at = ((index + 1).saturating_mul(coverage)).min(end);
+            }
+        }
+        Ok(GuestOffset(at))
+    }
+
     fn storage(&self, file: FileRole) -> Result<&dyn Storage> {
         match (file, &self.data_file) {
             (FileRole::Data, Some(data_file)) => Ok(&**data_file),

@@ -149,6 +149,50 @@ impl Stack {
         Ok(merged)
     }
 
+    /// Where nobody answered for the last extent, goes on for as long as nobody will: a vast disk is mostly that, and what it costs to walk
+    /// over it should not depend on how vast it is.
+    fn go_on_through_nothing(&self, end: GuestOffset, extents: &mut Vec<Extent>) -> Result<()> {
+        // Looking ahead twice as far each time costs no more than what it gains, whatever comes.
+        let mut ahead = self.stretch;
+        while let Some(last) = extents.last()
+            && last.end() < end
+            && last.kind == ExtentKind::Unallocated
+        {
+            let at = last.end();
+            let to = at.plus(ahead).min(end);
+            let until = self.silent_until(at, to)?;
+            if at < until {
+                for extent in self.merge(at.0, until.0)? {
+                    extent.push_to(extents);
+                }
+            }
+            if until < to {
+                break;
+            }
+            ahead = ahead.saturating_mul(2);
+        }
+        Ok(())
+    }
+
+    /// How far all layers that could speak certainly say nothing, at most to `to`.
+    fn silent_until(&self, at: GuestOffset, mut to: GuestOffset) -> Result<GuestOffset> {
+        for layer in &self.layers {
+            let size = GuestOffset(layer.image.virtual_size());
+            if size <= at {
+                // It ends here, and nobody below is asked.
+                break;
+            }
+            to = layer
+                .image
+                .silent_until(at, to.min(size))
+                .map_err(|error| error.with_path(&layer.path))?;
+            if to <= at {
+                return Ok(at);
+            }
+        }
+        Ok(to)
+    }
+
     fn layer(&self, number: u32) -> Result<&Layer> {
         let layer = usize::try_from(number)
             .ok()
@@ -297,6 +341,7 @@ impl Disk for Stack {
             {
                 self.refine(part, &mut extents)?;
             }
+            self.go_on_through_nothing(end, &mut extents)?;
         }
         Ok(extents)
     }
