@@ -21,7 +21,7 @@ mod images;
 mod qcow2;
 
 use catena::open::Sharing;
-use catena::{Chain, Disk, ErrorKind, Format, GuestOffset, Policy, Start, detect};
+use catena::{Chain, Disk, ErrorKind, ExtentKind, Format, GuestOffset, Policy, Start, detect};
 use peak_alloc::PeakAlloc;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -202,11 +202,12 @@ fn seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-fn run(rows: Vec<Row>) {
+fn run(rows: impl FnOnce() -> Vec<Row>) {
+    // Making the images takes memory too.
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut failures = Vec::new();
     allow_many_files();
-    for row in rows {
+    for row in rows() {
         let dir = tempfile::tempdir().unwrap();
         (row.make)(dir.path());
         MEMORY.reset_peak_usage();
@@ -261,25 +262,62 @@ fn ask_qemu(dir: &Path) -> Qemu {
 
 #[test]
 fn hostile_qcow2_headers_are_refused_or_seen_for_what_they_are() {
-    run(qcow2::headers());
+    run(qcow2::headers);
 }
 
 #[test]
 fn hostile_qcow2_tables_are_read_as_damaged_and_never_followed_blindly() {
-    run(qcow2::tables());
+    run(qcow2::tables);
 }
 
 #[test]
 fn hostile_images_of_other_formats_are_refused_or_seen_for_what_they_are() {
-    run(foreign::rows());
+    run(foreign::rows);
 }
 
 #[test]
 fn hostile_references_open_nothing_that_they_should_not() {
-    run(chains::references());
+    run(chains::references);
+}
+
+#[test]
+fn vast_disks_with_nothing_in_them_are_walked_over_in_no_time() {
+    use catena::{Contributions, Extents};
+    let quarter = || {
+        vec![Row::qcow2(
+            "a quarter of an exbibyte, from end to end",
+            images::with64(qcow2::exbibyte(), 24, 1 << 58),
+            seen(1, |chain| {
+                let disk = chain.open(Sharing::Locked).unwrap();
+                let extents: Vec<_> = Extents::of(&disk).collect::<Result<_, _>>().unwrap();
+                assert_eq!((extents.len(), extents[0].len), (1, 1 << 58));
+            }),
+            Qemu::Accepts,
+        )]
+    };
+    run(quarter);
+    let pebibyte = || {
+        vec![Row::made(
+            "a pebibyte over a mebibyte, from end to end",
+            |dir| {
+                std::fs::write(dir.join("base"), images::empty()).unwrap();
+                std::fs::write(dir.join("top"), qcow2::pebibyte_over(b"base")).unwrap();
+            },
+            seen(2, |chain| {
+                let disk = chain.open(Sharing::Locked).unwrap();
+                // The last that was asked: the base, and behind its end the top.
+                let asked: Vec<_> = Extents::of(&disk).map(|extent| extent.unwrap()).collect();
+                assert!(asked.iter().all(|extent| extent.kind == ExtentKind::Unallocated));
+                assert_eq!([asked[0].layer, asked[1].layer], [1, 0]);
+                let counted = Contributions::of_chain(chain, Sharing::Locked).unwrap();
+                assert_eq!((counted.data(), counted.open), (0, 1 << 50));
+            }),
+        )]
+    };
+    run(pebibyte);
 }
 
 #[test]
 fn chains_that_are_endless_or_nearly_so_end() {
-    run(chains::long());
+    run(chains::long);
 }

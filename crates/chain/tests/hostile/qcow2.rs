@@ -509,7 +509,7 @@ pub fn tables() -> Vec<Row> {
     let bomb = {
         use std::io::Write;
         let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
-        encoder.write_all(&vec![0; 64 << 20]).unwrap();
+        encoder.write_all(&vec![0; 8 << 20]).unwrap();
         encoder.finish().unwrap()
     };
     let mut subclusters = empty_with(|options| {
@@ -559,7 +559,7 @@ pub fn tables() -> Vec<Row> {
             Refuses,
         ),
         Row::qcow2(
-            "a compressed cluster that would be 64 MiB",
+            "a compressed cluster that would be 8 MiB",
             stream(&bomb[..512]),
             Reads(vec![0; CLUSTER]),
             Accepts,
@@ -656,7 +656,13 @@ fn beside_a_data_file() -> Vec<u8> {
 }
 
 /// The largest clusters and L1 table there may be; all of the tables are holes.
-fn exbibyte() -> Vec<u8> {
+pub fn exbibyte() -> Vec<u8> {
     let bytes = with32(with32(empty(), 20, 21), 36, 4 << 20);
     with64(with64(with64(bytes, 24, 1 << 60), 40, 4 << 21), 48, 1 << 21)
+}
+
+/// The same over a backing image, and smaller.
+pub fn pebibyte_over(name: &[u8]) -> Vec<u8> {
+    let bytes = with32(with32(over(name, b"qcow2"), 20, 21), 36, 2048);
+    with64(with64(with64(bytes, 24, 1 << 50), 40, 4 << 21), 48, 1 << 21)
 }
