@@ -5,15 +5,16 @@
 
 #![forbid(unsafe_code)]
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::lock::Permissions;
 use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
+use std::slice;
 
 /// What a process is called that only its locks tell of.
 pub(crate) const UNSEEN: &str = "another process (not visible to this user)";
@@ -67,16 +68,28 @@ pub fn holders(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
     let path = path.as_ref();
     let failed = |error: io::Error| Error::from_io(error, "find out who uses").with_path(path);
     let subject = Subject::named(path).map_err(failed)?;
-    if !Path::new("/proc/self/fd").exists() {
-        return Err(Error::new(ErrorKind::Unsupported, "find out who uses")
-            .with_path(path)
-            .with_detail("/proc is not mounted"));
-    }
-    find(&subject, None).map_err(failed)
+    let mut found = find_all(slice::from_ref(&subject), None).map_err(failed)?;
+    Ok(found.pop().unwrap_or_default())
+}
+
+/// The same for many files at once, in their order: the processes are looked through once. Of a file that cannot be
+/// asked about, nobody is known.
+pub fn holders_of(paths: &[impl AsRef<Path>]) -> Result<Vec<Vec<Holder>>> {
+    let failed = |error: io::Error| Error::from_io(error, "find out who uses files");
+    let subjects: Vec<_> = paths
+        .iter()
+        .map(|path| Subject::named(path.as_ref()).ok())
+        .collect();
+    let known: Vec<_> = subjects.iter().flatten().cloned().collect();
+    let mut found = find_all(&known, None).map_err(failed)?.into_iter();
+    Ok(subjects
+        .iter()
+        .map(|subject| subject.as_ref().and_then(|_| found.next()).unwrap_or_default())
+        .collect())
 }
 
 /// What makes a file of `/proc/*/fd` the one looked for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Subject {
     device: (u32, u32),
     /// `None` for a block device, which its number names alone.
@@ -96,10 +109,14 @@ impl Subject {
         Ok(Self::from(&ask(path)?))
     }
 
-    fn same(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
+    /// What two names of the same object share.
+    fn object(&self) -> Object {
+        (self.device, self.inode)
     }
 }
+
+/// Device and inode; a block device by its number alone.
+type Object = ((u32, u32), Option<u64>);
 
 impl From<&Statx> for Subject {
     fn from(stat: &Statx) -> Self {
@@ -125,32 +142,62 @@ fn ask(path: &Path) -> rustix::io::Result<Statx> {
     statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS)
 }
 
-/// Looks through all processes; `except` is a descriptor of this one that does not count.
+/// Looks through all processes for one file; `except` is a descriptor of this one that does not count.
 pub(crate) fn find(subject: &Subject, except: Option<RawFd>) -> io::Result<Vec<Holder>> {
-    let mut found = BTreeMap::new();
+    Ok(find_all(slice::from_ref(subject), except)?
+        .pop()
+        .unwrap_or_default())
+}
+
+/// Looks through all processes once; the answers are in the order of the subjects.
+fn find_all(subjects: &[Subject], except: Option<RawFd>) -> io::Result<Vec<Vec<Holder>>> {
+    if !Path::new("/proc/self/fd").exists() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "/proc is not mounted"));
+    }
+    let mut found: HashMap<Object, BTreeMap<u32, Hold>> = subjects
+        .iter()
+        .map(|subject| (subject.object(), BTreeMap::new()))
+        .collect();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
         let pid = entry
             .file_name()
             .to_str()
             .and_then(|name| name.parse::<u32>().ok());
-        if let Some(pid) = pid
-            && let Some(hold) = look_at(pid, subject, except.filter(|_| pid == std::process::id()))
-        {
-            found.insert(pid, hold);
+        if let Some(pid) = pid {
+            look_at(pid, &mut found, except.filter(|_| pid == std::process::id()));
         }
     }
-    let mut unseen = listed_locks(subject);
+    let listed = read("/proc/locks").unwrap_or_default();
+    let listed: Vec<_> = listed.lines().filter_map(parse_lock).collect();
+    let answer = |subject: &Subject| {
+        let holds = found.get(&subject.object()).cloned().unwrap_or_default();
+        with_unseen(subject, holds, &listed, except)
+    };
+    Ok(subjects.iter().map(answer).collect())
+}
+
+/// The holders of a file, with those that only the kernel's list of locks tells of.
+fn with_unseen(
+    subject: &Subject,
+    holds: BTreeMap<u32, Hold>,
+    listed: &[Lock],
+    except: Option<RawFd>,
+) -> Vec<Holder> {
+    let mut unseen = Permissions::NONE;
+    for lock in listed.iter().filter(|lock| lock.node == subject.node) {
+        unseen.add(lock.permissions);
+    }
     // What this one holds itself under the descriptor that does not count shows in the list all the same.
     if let Some(fd) = except {
         unseen.remove(read_fdinfo(std::process::id(), fd).locks);
     }
-    for hold in found.values() {
+    for hold in holds.values() {
         if let Hold::Locked(permissions) = hold {
             unseen.remove(*permissions);
         }
     }
-    let mut all: Vec<Holder> = found.into_iter().map(|(pid, hold)| by_pid(pid, hold)).collect();
+    let mut all: Vec<Holder> = holds.into_iter().map(|(pid, hold)| by_pid(pid, hold)).collect();
     if !unseen.is_empty() {
         all.push(Holder {
             pid: None,
@@ -159,29 +206,38 @@ pub(crate) fn find(subject: &Subject, except: Option<RawFd>) -> io::Result<Vec<H
             hold: Hold::Locked(unseen),
         });
     }
-    Ok(all)
+    all
 }
 
-/// How the process has it open, all its descriptors taken together.
-fn look_at(pid: u32, subject: &Subject, except: Option<RawFd>) -> Option<Hold> {
-    let mut locks = Permissions::NONE;
-    let mut writing = false;
+/// Notes how the process has each of the files open, all its descriptors taken together.
+fn look_at(pid: u32, found: &mut HashMap<Object, BTreeMap<u32, Hold>>, except: Option<RawFd>) {
     // A process that has gone or is another user's shows nothing.
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return;
+    };
+    for entry in entries.flatten() {
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        if except == Some(fd) || !ask(&entry.path()).is_ok_and(|stat| subject.same(&Subject::from(&stat))) {
+        if except == Some(fd) {
             continue;
         }
+        let object = ask(&entry.path()).map(|stat| Subject::from(&stat).object());
+        let Some(holds) = object.ok().and_then(|object| found.get_mut(&object)) else {
+            continue;
+        };
         let info = read_fdinfo(pid, fd);
-        locks.add(info.locks);
-        writing |= info.writing;
-    }
-    if !locks.is_empty() {
-        Some(Hold::Locked(locks))
-    } else {
-        writing.then_some(Hold::Writing)
+        let locks = match holds.get(&pid) {
+            Some(Hold::Locked(locks)) => *locks,
+            _ => Permissions::NONE,
+        };
+        let mut all = info.locks;
+        all.add(locks);
+        if !all.is_empty() {
+            holds.insert(pid, Hold::Locked(all));
+        } else if info.writing {
+            holds.insert(pid, Hold::Writing);
+        }
     }
 }
 
@@ -237,19 +293,6 @@ fn parse_lock(line: &str) -> Option<Lock> {
         node: (major, minor, inode),
         permissions: Permissions::of_bytes(first, last),
     })
-}
-
-/// What the kernel lists as locked, whoever it is.
-fn listed_locks(subject: &Subject) -> Permissions {
-    let mut all = Permissions::NONE;
-    if let Ok(text) = read("/proc/locks") {
-        for lock in text.lines().filter_map(parse_lock) {
-            if lock.node == subject.node {
-                all.add(lock.permissions);
-            }
-        }
-    }
-    all
 }
 
 /// A process by its number, with what can be told of it.

@@ -17,7 +17,7 @@ mod sys;
 mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
-pub use holders::{Hold, Holder, holders};
+pub use holders::{Hold, Holder, holders, holders_of};
 pub use local::LocalFile;
 pub use lock::{LockMode, Locking, Permission, Permissions};
 pub use memory::MemoryStorage;

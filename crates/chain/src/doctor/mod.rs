@@ -172,8 +172,8 @@ fn run_from(
             relations::check(&mut examination, number, layer, backing);
         }
         access::check(&mut examination, number, layer);
-        usage::check(&mut examination, number, layer);
     }
+    usage::check(&mut examination);
     ending::check(&mut examination);
     (examination.findings, examination.onward)
 }

@@ -2,22 +2,32 @@
 
 use super::{Code, Cure, Examination, Severity};
 use crate::chain::Layer;
-use catena_storage::{Hold, Holder, Permission, holders};
+use catena_storage::{Hold, Holder, Permission, holders_of};
 use std::path::Path;
 
-pub(super) fn check(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
+pub(super) fn check(examination: &mut Examination<'_>) {
     if !examination.is_full() {
         return;
     }
-    let data_file = layer.data_file.as_ref().filter(|file| file.file.is_ok());
-    let data_file = data_file.and_then(|file| file.source.as_ref()?.path());
-    let image = layer.file.as_ref().and_then(|_| layer.path());
-    for path in image.into_iter().chain(data_file) {
-        // Who cannot be asked about is nobody.
-        let users = holders(path).unwrap_or_default();
+    let layers = examination.chain.layers.iter().enumerate();
+    let files: Vec<_> = layers
+        .flat_map(|(number, layer)| files(layer).map(move |path| (number, path)))
+        .collect();
+    let paths: Vec<_> = files.iter().map(|(_, path)| *path).collect();
+    // Who cannot be asked about is nobody.
+    let all = holders_of(&paths).unwrap_or_default();
+    for ((number, path), users) in files.into_iter().zip(all) {
         let (writers, readers): (Vec<_>, Vec<_>) = users.into_iter().partition(writes);
         found(examination, number, path, &writers, &readers);
     }
+}
+
+/// The files of a layer that are open.
+fn files(layer: &Layer) -> impl Iterator<Item = &Path> {
+    let data_file = layer.data_file.as_ref().filter(|file| file.file.is_ok());
+    let data_file = data_file.and_then(|file| file.source.as_ref()?.path());
+    let image = layer.file.as_ref().and_then(|_| layer.path());
+    image.into_iter().chain(data_file)
 }
 
 fn writes(holder: &Holder) -> bool {
