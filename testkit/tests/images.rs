@@ -16,7 +16,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(32))]
+    #![proptest_config(config(12))]
 
     #[test]
     fn every_chain_that_is_drawn_can_be_built_and_read(chain in images::chains(Features::all(), 1..=6)) {

@@ -353,7 +353,7 @@ impl Policy {
             ErrorKind::Refused,
             format!("{what}, which the policy '{}' does not allow", self.name),
         )
-        .with_hint("allow it in a policy file and give that with --policy; see catena-policy(5)")
+        .with_hint("allow it in a policy file (docs/policy.md describes it) and give that with --policy")
     }
 }
 

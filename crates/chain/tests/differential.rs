@@ -191,7 +191,7 @@ fn open_features() -> Features {
 }
 
 proptest! {
-    #![proptest_config(config(40))]
+    #![proptest_config(config(24))]
 
     #[test]
     fn a_chain_reads_as_qemu_reads_it(spec in images::chains(open_features(), 1..=6)) {
@@ -213,7 +213,21 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(12))]
+    // QEMU takes its time over the largest.
+    #![proptest_config(config(6))]
+
+    #[test]
+    fn a_chain_of_huge_disks_reads_as_qemu_reads_it(spec in images::chains(Features { huge: true, ..open_features() }, 1..=3)) {
+        let dir = catena_testkit::scratch().unwrap();
+        let built = spec.build(dir.path()).unwrap();
+        check(reads_the_same(&built, dir.path()))?;
+        check(maps_the_same(&built, dir.path()))?;
+        check(tells_the_same(&built, dir.path()))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(config(8))]
 
     #[test]
     fn an_encrypted_chain_gives_no_ciphertext(spec in images::chains(Features { huge: false, ..Features::all() }, 1..=3)) {

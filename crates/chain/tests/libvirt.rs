@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use anyhow::{Context, Result, ensure};
-use catena::{Chain, End, Format, Policy, Start, detect};
+use catena::{Break, Chain, End, Format, Policy, Reading, Reference, Start, detect};
 use catena_testkit::images::{self, Built, Features};
 use catena_testkit::libvirt::Daemon;
 use catena_testkit::proptest::prelude::*;
@@ -69,18 +69,22 @@ fn found(top: &Path, format: &str) -> Chain {
 
 fn compare(daemon: &Daemon, built: &Built) -> Result<()> {
     let chain = found(&built.top, built.layers[0].format);
+    // Some names that QEMU understands, such as `file:`, libvirt's parser does not: our reading of its rules says which.
     let names = built
         .layers
         .iter()
         .filter_map(|layer| layer.backing_name.as_deref());
-    if names.into_iter().any(|name| name.starts_with("file:")) {
-        // QEMU knows this protocol, libvirt does not; whichever error it meets first, it refuses the chain.
+    let refusals: Vec<_> = names
+        .filter_map(|name| Reference::parse(name, Reading::Libvirt).err())
+        .map(|error| error.to_string())
+        .collect();
+    if !refusals.is_empty() {
         let said = daemon
             .detect(&built.top, built.layers[0].format)
             .err()
-            .context("libvirt takes file:")?;
+            .context("libvirt takes the names")?;
         ensure!(
-            said.contains("invalid backing protocol 'file'") || chain.broken().is_some(),
+            refusals.iter().any(|refusal| said.contains(refusal)) || chain.broken().is_some(),
             "{said}"
         );
         return Ok(());
@@ -121,9 +125,18 @@ fn compare(daemon: &Daemon, built: &Built) -> Result<()> {
                 "{said}"
             );
         }
+        (Ok(_), End::Broken(broken)) if is_leaf_to_libvirt_alone(broken) => {}
         (Ok(xml), end) => ensure!(false, "we say {end:?}, libvirt says {xml}"),
     }
     Ok(())
+}
+
+/// libvirt takes a probed image for a leaf although it names a data file. We do not.
+fn is_leaf_to_libvirt_alone(broken: &Break) -> bool {
+    broken
+        .probed
+        .as_ref()
+        .is_some_and(|(_, said)| said.backing.is_none() && said.data_file.is_some())
 }
 
 fn loses_data_file(chain: &Chain, file: &str) -> bool {

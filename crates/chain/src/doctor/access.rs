@@ -99,6 +99,11 @@ impl Obstacle {
         }
     }
 
+    /// Whether it lies before the file: a directory that cannot be searched, or a link.
+    fn is_on_the_way(&self) -> bool {
+        !matches!(self, Self::Closed { lacks, .. } if *lacks != Access::SEARCH)
+    }
+
     fn sentence(&self) -> String {
         let shown = self.path().display();
         match self {
@@ -403,7 +408,7 @@ fn report(
     } else if cure.commands.is_empty() {
         cure = cure.saying("move the image, or record a name that does not lead this way");
     }
-    let only_files = obstacles.iter().all(|obstacle| obstacle.path() == path);
+    let only_files = obstacles.iter().all(|obstacle| !obstacle.is_on_the_way());
     let libvirt = if only_files {
         "; libvirt makes the files of a guest's chain over to its user at the start, unless dynamic_ownership is off"
     } else {
