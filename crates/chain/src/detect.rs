@@ -12,7 +12,7 @@ use catena_format::{Bytes, Description, Format, describe, qcow2, recognise};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use rustix::process::{getegid, geteuid};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The page that libvirt's errors point at.
 const HELP: &str = "https://libvirt.org/kbase/backing_chains.html";
@@ -123,7 +123,8 @@ impl Walk<'_> {
         let Some(file) = opened else {
             // Not on this host: what is recorded is believed, and the walk ends here.
             let Belief::Known(format, origin) = belief else {
-                return Err(fail(self.unrecorded_error(&source, link.as_ref(), None), None));
+                let reason = format!("'{source}' is not on this host, so it cannot be probed");
+                return Err(fail(self.unrecorded_error(link.as_ref(), &reason, None), None));
             };
             return Ok(Layer {
                 source: source.clone(),
@@ -140,15 +141,27 @@ impl Walk<'_> {
         let (format, origin) = match belief {
             Belief::Known(format, origin) => (format, origin),
             Belief::Probe(consent) => (
-                self.probe(&bytes, &source).map_err(|error| fail(error, None))?,
+                self.probe(&bytes, &source, Some(consent))
+                    .map_err(|error| fail(error, None))?,
                 Origin::Probed(consent),
             ),
             Belief::Unrecorded => {
-                let format = self.probe(&bytes, &source).map_err(|error| fail(error, None))?;
+                let format = self
+                    .probe(&bytes, &source, None)
+                    .map_err(|error| match error.kind() {
+                        ErrorKind::FormatUnknown => {
+                            fail(self.unrecorded_error(link.as_ref(), error.message(), None), None)
+                        }
+                        _ => fail(error, None),
+                    })?;
                 let description =
                     describe::describe(format, &bytes).unwrap_or_else(|_| Description::new(format));
                 let Some(consent) = self.may_believe(&description, &source, &file) else {
-                    let error = self.unrecorded_error(&source, link.as_ref(), Some((format, &description)));
+                    let error = self.unrecorded_error(
+                        link.as_ref(),
+                        &criteria(&source, format, &description),
+                        Some(format),
+                    );
                     return Err(fail(error, Some((format, description))));
                 };
                 (format, Origin::Probed(consent))
@@ -174,24 +187,45 @@ impl Walk<'_> {
         })
     }
 
-    /// The one format that the bytes match; raw where they match none.
-    fn probe(&self, bytes: &dyn Bytes, source: &Source) -> Result<Format> {
-        let matches = recognise::recognise(bytes)?;
-        match matches.as_slice() {
-            [] => Ok(Format::Raw),
-            [one] => Ok(*one),
-            several => {
-                let names: Vec<_> = several.iter().map(|format| format.as_str()).collect();
-                Err(Error::new(
-                    ErrorKind::FormatUnknown,
-                    format!(
-                        "the image looks like several formats at once: {}",
-                        names.join(", ")
-                    ),
-                )
+    /// The format that everybody who probes the image would find: QEMU, libvirt, and who looks for all formats at once.
+    ///
+    /// An image the user names is probed as QEMU probes it; libvirt never does.
+    fn probe(&self, bytes: &dyn Bytes, source: &Source, consent: Option<Consent>) -> Result<Format> {
+        let unclear = |message: String| {
+            Error::new(ErrorKind::FormatUnknown, message)
                 .with_path(source.to_string())
-                .with_hint("if you know which one it is, give it with --format"))
-            }
+                .with_hint("somebody must say which one it is: --format for the active image, a recorded format for others")
+        };
+        let matches = recognise::recognise(bytes)?;
+        if matches.len() > 1 {
+            let names: Vec<_> = matches.iter().map(|format| format.as_str()).collect();
+            return Err(unclear(format!(
+                "the image looks like several formats at once: {}",
+                names.join(", ")
+            )));
+        }
+        let name = source.path().and_then(Path::to_str);
+        let qemu = recognise::probe_as_qemu(bytes, name)?;
+        if consent == Some(Consent::UserArgument) {
+            // QEMU knows LUKS 1 alone; nobody is shown the ciphertext of the other by mistake.
+            return Ok(if matches == [Format::Luks] {
+                Format::Luks
+            } else {
+                qemu
+            });
+        }
+        let libvirt = recognise::probe_as_libvirt(bytes)?;
+        let agree = match (qemu, libvirt) {
+            // An ISO image is raw under a name of libvirt's, a LUKS container is raw with encryption to it.
+            (Format::Raw, Format::Iso) | (Format::Luks, Format::Raw) => true,
+            (qemu, libvirt) => qemu == libvirt,
+        };
+        if agree {
+            Ok(qemu)
+        } else {
+            Err(unclear(format!(
+                "the image is {qemu} to QEMU, but {libvirt} to libvirt"
+            )))
         }
     }
 
@@ -258,8 +292,7 @@ impl Walk<'_> {
         let keys = keys(&source, opened.as_ref());
         if let Some(earlier) = keys.iter().find_map(|key| self.seen.get(key)) {
             let error = Error::new(ErrorKind::Loop, nested_too_deeply(&self.chain)).with_hint(format!(
-                "'{}' is layer {earlier} of this chain again; {}",
-                source,
+                "'{source}' is layer {earlier} of this chain again; {} --unsafe",
                 relink_hint(overlay)
             ));
             return fail(error, Some(source));
@@ -305,31 +338,21 @@ impl Walk<'_> {
     }
 
     /// libvirt's error for a backing image of unrecorded format, with the reason and the cure.
-    fn unrecorded_error(
-        &self,
-        source: &Source,
-        link: Option<&Link>,
-        probed: Option<(Format, &Description)>,
-    ) -> Error {
+    fn unrecorded_error(&self, link: Option<&Link>, reason: &str, probed: Option<Format>) -> Error {
         let overlay = self.chain.layers.last();
         let text = link.map(|link| link.text.as_str()).unwrap_or_default();
         let overlay_name = overlay.map(Layer::name).unwrap_or_default();
         let message = format!(
             "format of backing image '{text}' of image '{overlay_name}' was not specified in the image metadata (See {HELP} for troubleshooting)"
         );
-        let criteria = match probed {
-            None => format!("'{source}' is not on this host, so it cannot be probed"),
-            Some((format, description)) => criteria(source, format, description),
-        };
-        let format = probed.map_or("FORMAT", |(format, _)| format.as_str());
+        let format = probed.map_or("FORMAT", Format::as_str);
         let command = format!(
             "catena relink {} --backing {} --backing-format {format}",
             quoted(&overlay_name),
             quoted(text)
         );
-        Error::new(ErrorKind::FormatUnknown, message).with_hint(format!(
-            "{criteria}; if you trust it, record its format: {command}"
-        ))
+        Error::new(ErrorKind::FormatUnknown, message)
+            .with_hint(format!("{reason}; if you trust it, record its format: {command}"))
     }
 
     /// Says more about a header that cannot be read where somebody vouched for its format.
@@ -549,17 +572,12 @@ fn open_active(start: &Start) -> Result<LayerFile> {
 
 /// Opens what a reference leads to; `None` where that is not a file or block device of this host.
 ///
-/// A name that turns out a block device or folder changes the source's type, as in libvirt.
+/// A name that turns out a block device changes the source's type, as in libvirt.
 fn open_named(source: &mut Source, policy: &Policy) -> Result<Option<LayerFile>> {
     let Location::File(path) = &source.location else {
         return Ok(None);
     };
-    let file = policy.open(path);
-    if file.is_err() && std::fs::metadata(path).is_ok_and(|found| found.is_dir()) {
-        source.location = Location::Dir(path.clone());
-        return Ok(None);
-    }
-    let file = file?;
+    let file = policy.open(path)?;
     if file.is_block_device() {
         source.location = Location::Block(path.clone());
     }

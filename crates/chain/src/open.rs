@@ -172,7 +172,15 @@ impl LayerFile {
     /// The open file, locked against writers unless the caller shares.
     fn lock(&self, sharing: Sharing) -> Result<Arc<dyn Storage>> {
         if sharing == Sharing::Locked {
-            self.storage.set_lock(LockMode::Read)?;
+            self.storage.set_lock(LockMode::Read).map_err(|error| {
+                let error = Error::from(error);
+                match error.kind() {
+                    ErrorKind::Locked => error.with_hint(
+                        "stop it first, or read all the same with --force-share (-U): what is read may be half written",
+                    ),
+                    _ => error,
+                }
+            })?;
         }
         Ok(Arc::new(self.storage.clone()))
     }

@@ -177,6 +177,13 @@ impl Policy {
                 )));
             }
         }
+        for owner in &rules.trust.owners {
+            if let Owner::Name(name) = owner
+                && !matches!(nix::unistd::User::from_name(name), Ok(Some(_)))
+            {
+                return Err(bad(format!("there is no user '{name}'")));
+            }
+        }
         for digest in &rules.trust.digests {
             let known = digest.split_once(':').is_some_and(|(kind, hex)| {
                 matches!(kind, "sha256" | "blake3")
@@ -282,7 +289,7 @@ impl Policy {
         };
         let outside = || {
             self.refused(&format!(
-                "'{}' lies outside the folders it allows",
+                "'{}' leads outside the folders that references may lead into",
                 path.display()
             ))
         };
@@ -311,9 +318,7 @@ impl Policy {
             resolve,
         )
         .map_err(|error| match error {
-            rustix::io::Errno::XDEV | rustix::io::Errno::LOOP => {
-                outside().with_source(std::io::Error::from(error))
-            }
+            rustix::io::Errno::XDEV | rustix::io::Errno::LOOP => outside(),
             other => system(other),
         })?;
         Ok(LocalFile::open_handle(handle, path, &options)?)
@@ -411,6 +416,7 @@ mod tests {
             "[trust]\nroot = ['/srv']",
             "[trust]\nroots = ['srv']",
             "[trust]\nroots = ['/srv/../etc']",
+            "[trust]\nowners = ['no such user']",
             "[trust]\ndigests = ['md5:00']",
             "[reach]\ndepth = 0",
             "[reach]\ndepth = 10001",

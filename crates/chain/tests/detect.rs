@@ -233,3 +233,57 @@ fn snapshots_read_as_qemu_reads_them() {
     );
     assert!(bytes == std::fs::read(dir.join("first.raw")).unwrap());
 }
+
+#[test]
+fn a_probed_format_counts_only_where_qemu_and_libvirt_would_find_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut footer = vec![0; 1 << 20];
+    img(dir, "create -q -f raw disk 1M");
+    img(
+        dir,
+        "convert -f raw -O vpc -o subformat=fixed,force_size=on disk disk.vhd",
+    );
+    let vhd = std::fs::read(dir.join("disk.vhd")).unwrap();
+    footer[(1 << 20) - 512..].copy_from_slice(&vhd[vhd.len() - 512..]);
+    let mut descriptor = vec![0; 1 << 20];
+    descriptor[..20].copy_from_slice(b"# Disk DescriptorFil");
+    let mut trailer = vec![0; 1 << 20];
+    trailer[(1 << 20) - 512..][..4].copy_from_slice(b"koly");
+    let mut future = vec![0; 1 << 20];
+    future[..8].copy_from_slice(b"QFI\xfb\0\0\0\x09");
+    for (bytes, raw) in [
+        (footer, true),
+        (descriptor, true),
+        (trailer, true),
+        (future, false),
+    ] {
+        let _ = std::fs::remove_file(dir.join("top.qcow2"));
+        std::fs::write(dir.join("base"), vec![0; 1 << 20]).unwrap();
+        img(dir, "create -q -f qcow2 -b base -F raw top.qcow2");
+        forget_format(&dir.join("top.qcow2"));
+        std::fs::write(dir.join("base"), bytes).unwrap();
+        let chain = found(dir, "top.qcow2");
+        if raw {
+            assert_eq!(chain.layers[1].format, Format::Raw);
+        } else {
+            let broken = chain.broken().unwrap();
+            assert_eq!(broken.error.kind(), ErrorKind::FormatUnknown);
+            let hint = broken.error.hint().unwrap();
+            assert!(
+                hint.starts_with("the image is qcow2 to QEMU, but raw to libvirt"),
+                "{hint}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_directory_is_no_backing_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::create_dir(dir.join("folder")).unwrap();
+    img(dir, "create -q -f qcow2 -u -b folder -F qcow2 top.qcow2 1M");
+    let chain = found(dir, "top.qcow2");
+    assert_eq!(chain.broken().unwrap().error.kind(), ErrorKind::Unsupported);
+}

@@ -151,7 +151,14 @@ impl Plan {
         if self.is_done() {
             return Ok(());
         }
-        let file = LocalFile::open(&self.image, &OpenOptions::new().write(true).lock(LockMode::Write))?;
+        let options = OpenOptions::new().write(true).lock(LockMode::Write);
+        let file = LocalFile::open(&self.image, &options).map_err(|error| {
+            let error = Error::from(error);
+            match error.kind() {
+                ErrorKind::Locked => error.with_hint("stop it first: an image in use is not written"),
+                _ => error,
+            }
+        })?;
         if read_area(&file, self.area.len())? != self.area {
             return Err(Error::new(
                 ErrorKind::Conflict,

@@ -166,12 +166,12 @@ fn special() -> Vec<Row> {
             },
             Broken(Unsupported, ""),
         ),
-        to("a folder", b"/etc", b"raw", elsewhere()),
+        to("a folder", b"/etc", b"raw", Broken(Unsupported, "is a directory")),
         to(
             "a folder in no format",
             b"/etc",
             b"",
-            Broken(FormatUnknown, "was not specified"),
+            Broken(Unsupported, "is a directory"),
         ),
     ]
 }

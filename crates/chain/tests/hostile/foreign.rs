@@ -325,7 +325,7 @@ fn polyglots() -> Vec<Row> {
         unrecorded(
             "such a one as a backing image",
             iso(empty()),
-            Broken(FormatUnknown, "several formats"),
+            Broken(FormatUnknown, "was not specified"),
         ),
         unrecorded(
             "a raw disk with a qcow2 leaf's header in it",
