@@ -147,7 +147,39 @@ fn a_missing_data_file_is_said_and_the_rest_is_shown() {
         "{}",
         answer.out
     );
-    assert!(answer.out.contains("▲ the data file"), "{}", answer.out);
+    assert!(answer.out.contains("✖ the data file"), "{}", answer.out);
+    assert_eq!(answer.status, 1);
+    let answer = images.catena(&["show", "-f", "qcow2", "--ascii", "top.qcow2"]);
+    assert!(answer.out.contains("|  x the data file"), "{}", answer.out);
+    let answer = images.catena(&["show", "-f", "qcow2", "--output", "json", "top.qcow2"]);
+    assert_eq!(
+        (answer.status, &answer.json()["end"]["kind"]),
+        (1, &json!("terminated"))
+    );
+}
+
+#[test]
+fn a_damaged_mapping_is_an_error_and_a_doubt_is_none() {
+    use std::os::unix::fs::FileExt;
+    let images = Images::new();
+    images.img("create -q -f qcow2 top.qcow2 4M");
+    images.io("qcow2", "top.qcow2", &["write -P 1 0 256k"]);
+    let path = images.path().join("top.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    // The incompatible feature that says that refcounts may be wrong.
+    file.write_all_at(&[1], 79).unwrap();
+    let answer = images.catena(&["show", "-f", "qcow2", "top.qcow2"]);
+    assert!(answer.out.contains("│  ▲ "), "{}", answer.out);
+    assert_eq!(answer.status, 0);
+    // The second entry of the only L2 table, which follows header, refcounts and L1 table: an unaligned offset.
+    file.write_all_at(&[0x80, 0, 0, 0, 0, 5, 2, 0], 0x40008).unwrap();
+    let answer = images.catena(&["show", "-f", "qcow2", "top.qcow2"]);
+    assert!(
+        answer.out.contains("│  ✖ the mapping of 64 KiB is damaged"),
+        "{}",
+        answer.out
+    );
+    assert_eq!(answer.status, 1);
 }
 
 #[test]

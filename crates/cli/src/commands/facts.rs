@@ -1,6 +1,6 @@
 //! Facts in the form in which several verbs print them.
 
-use catena::doctor::Finding;
+use catena::doctor::{Finding, Severity};
 use catena_format::Encryption;
 use catena_storage::{Hold, Permission};
 use serde::Serialize;
@@ -74,6 +74,11 @@ impl FindingFacts {
             advice: finding.cure.advice.clone(),
             commands: finding.cure.command_lines().collect(),
         }
+    }
+
+    /// Whether something is wrong, and not merely doubtful.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error.as_str()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::output;
 use crate::target::TargetArgs;
 use catena::detect;
 use clap::ValueEnum;
-use model::{Shown, ShownEnd};
+use model::Shown;
 use std::io::Write;
 use std::process::ExitCode;
 use tree::Look;
@@ -33,7 +33,8 @@ locked: the chain of a running guest can be shown.
 
 Under a layer stands what is wrong with it; 'catena doctor' looks closer.
 
-A chain that breaks is shown as far as it goes, and the exit status is 1.")]
+A chain that breaks is shown as far as it goes. The exit status is 1 where it
+breaks or anything else is marked as an error.")]
 pub struct Args {
     #[command(flatten)]
     target: TargetArgs,
@@ -74,9 +75,10 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         Output::Svg => svg::draw(&shown, &mut out)?,
     }
     out.flush()?;
-    Ok(match shown.end {
-        ShownEnd::Broken { .. } => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+    Ok(if shown.is_wrong() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     })
 }
 

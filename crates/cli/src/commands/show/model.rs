@@ -133,6 +133,14 @@ impl Shown {
         }
     }
 
+    /// Whether something is wrong: the chain breaks, the doctor finds an error, or a mapping is damaged.
+    pub fn is_wrong(&self) -> bool {
+        let damaged = |layer: &ShownLayer| layer.contributes.is_some_and(|bytes| bytes.corrupt > 0);
+        matches!(self.end, ShownEnd::Broken { .. })
+            || self.findings.iter().any(FindingFacts::is_error)
+            || self.layers.iter().any(damaged)
+    }
+
     /// What is wrong or doubtful about a layer; what is merely worth knowing is left to the doctor.
     pub fn troubles(&self, layer: usize) -> impl Iterator<Item = &FindingFacts> {
         // They are in order, and there may be thousands of layers.

@@ -196,7 +196,7 @@ fn lines(shown: &Shown, layer: &ShownLayer) -> Vec<Line> {
         .troubles(layer.index)
         .filter(|finding| !shown.is_of_end(finding));
     lines.extend(findings.map(|finding| {
-        let class = if finding.severity == "error" {
+        let class = if finding.is_error() {
             "small bad"
         } else {
             "small note"

@@ -42,6 +42,7 @@ struct Glyphs {
     gap: &'static str,
     end: &'static str,
     dot: &'static str,
+    error: &'static str,
     warn: &'static str,
     /// Before what to do.
     next: &'static str,
@@ -58,6 +59,7 @@ const UNICODE: Glyphs = Glyphs {
     gap: "┆",
     end: "╵",
     dot: " · ",
+    error: "✖ ",
     warn: "▲ ",
     next: "→ ",
     cut: "…",
@@ -72,6 +74,7 @@ const ASCII: Glyphs = Glyphs {
     gap: ":",
     end: "'",
     dot: ", ",
+    error: "x ",
     warn: "! ",
     next: "-> ",
     cut: "...",
@@ -157,15 +160,19 @@ impl Tree<'_> {
             .map(|bytes| bytes.corrupt)
             .filter(|bytes| *bytes > 0)
         {
-            let text = format!("{}the mapping of {} is damaged", self.glyphs.warn, size(corrupt));
-            self.detail(BAD, &text)?;
+            let text = format!("the mapping of {} is damaged", size(corrupt));
+            self.marked(BAD, self.glyphs.error, &text)?;
         }
         writeln!(self.out, "{QUIET}{}{QUIET:#}", self.glyphs.rail)
     }
 
     fn finding(&mut self, finding: &FindingFacts) -> io::Result<()> {
-        let style = if finding.severity == "error" { BAD } else { NOTE };
-        self.marked(style, self.glyphs.warn, &printable(&finding.cause))?;
+        let (style, mark) = if finding.is_error() {
+            (BAD, self.glyphs.error)
+        } else {
+            (NOTE, self.glyphs.warn)
+        };
+        self.marked(style, mark, &printable(&finding.cause))?;
         for line in finding.advice.iter().chain(&finding.commands) {
             self.marked(NEXT, self.glyphs.next, &printable(line))?;
         }
