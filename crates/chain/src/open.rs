@@ -65,6 +65,16 @@ impl Chain {
         Ok(Stack::new(images))
     }
 
+    /// Whether the layers from one down are free of encryption. Nothing is read: the answer does not depend on how much
+    /// has been written to an encrypted layer.
+    pub fn check_not_encrypted(&self, from_layer: usize) -> Result<()> {
+        let mut layers = self.layers.iter().skip(from_layer);
+        match layers.find_map(|layer| Some((layer, layer.encryption()?))) {
+            None => Ok(()),
+            Some((layer, encryption)) => Err(layer.encrypted(encryption)),
+        }
+    }
+
     /// Whether the chain's end is known, so that its content is.
     pub fn check_complete(&self) -> Result<()> {
         let last = self.layers.last().map(Layer::name).unwrap_or_default();
@@ -148,6 +158,34 @@ impl Layer {
             .map(|data_file| data_file.lock(sharing))
             .transpose()?;
         Qcow2::open(storage, data_file)
+    }
+
+    /// The error that its data cannot be read for being encrypted.
+    fn encrypted(&self, encryption: &Encryption) -> Error {
+        let error = Error::new(
+            ErrorKind::Encrypted,
+            "the data is encrypted, and reading encrypted images is not supported",
+        )
+        .with_path(self.name());
+        let kind = match encryption {
+            Encryption::Aes => "aes",
+            Encryption::Luks(_) => "luks",
+            Encryption::LuksUnreadable(_) => {
+                return error.with_hint("'catena doctor' says what is wrong with it");
+            }
+        };
+        let key = match self.format {
+            Format::Luks => "key-secret=key".to_owned(),
+            _ => format!("encrypt.format={kind},encrypt.key-secret=key"),
+        };
+        // A comma in a value is written twice.
+        let name = self.name().replace(',', ",,");
+        let image = format!("driver={},{key},file.filename={name}", self.format);
+        error.with_hint(format!(
+            "a decrypted copy can be read: qemu-img convert --object secret,id=key,file=PASSPHRASE --image-opts {} \
+             -O qcow2 NEW.qcow2",
+            quoted(&image)
+        ))
     }
 
     /// Whether the layer's data is encrypted.

@@ -90,6 +90,41 @@ fn a_layer_or_snapshot_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn an_encrypted_layer_is_an_error_also_where_nothing_is_allocated() {
+    let images = Images::new();
+    std::fs::write(images.path().join("PASSPHRASE"), "x").unwrap();
+    let create = |options: &str| images.img(&format!("create -q --object secret,id=s,data=x {options}"));
+    let luks = "-f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    images.img("create -q -f qcow2 base.qcow2 1M");
+    images.io("qcow2", "base.qcow2", &["write -P 1 0 64k"]);
+    create(&format!("{luks} -b base.qcow2 -F qcow2 mid,1.qcow2"));
+    images.img("create -q -f qcow2 -u -b mid,1.qcow2 -F qcow2 top.qcow2 1M");
+    create("-f luks -o key-secret=s,iter-time=10 disk.luks 1M");
+    let refused = |args: &[&str], name: &str| {
+        let answer = images.catena(&[&["hash"], args].concat());
+        assert_eq!((answer.status, answer.out.as_str()), (1, ""));
+        let says = format!(
+            "{name}: the data is encrypted, and reading encrypted images is not supported
+"
+        );
+        let (_, hint) = answer
+            .err
+            .split_once(&says)
+            .unwrap_or_else(|| panic!("{answer:?}"));
+        let (_, command) = hint.trim_end().split_once("can be read: ").unwrap();
+        images.run("sh", &["-c", command]);
+        images.catena(&["hash", "-f", "qcow2", "NEW.qcow2"]).out
+    };
+    let base = images.catena(&["hash", "-f", "qcow2", "--layer", "2", "top.qcow2"]);
+    assert_eq!((base.status, base.err.as_str()), (0, ""));
+    assert_eq!(refused(&["-f", "qcow2", "top.qcow2"], "mid,1.qcow2"), base.out);
+    assert_eq!(refused(&["-f", "qcow2", "mid,1.qcow2"], "mid,1.qcow2"), base.out);
+    refused(&["-f", "luks", "disk.luks"], "disk.luks");
+    let answer = images.catena(&["hash", "-f", "qcow2", "--snapshot", "gone", "mid,1.qcow2"]);
+    assert!(answer.err.contains("the data is encrypted"), "{}", answer.err);
+}
+
+#[test]
 fn ctrl_c_ends_it_with_130() {
     let images = Images::new();
     // Nothing but zeros, yet far too many of them to be through with when the signal comes.

@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     if args.output == Output::Human {
         warn_probed(&chain);
     }
+    chain.check_not_encrypted(if args.snapshot.is_some() { 0 } else { args.layer })?;
     let sharing = args.target.sharing();
     let disk = match &args.snapshot {
         Some(snapshot) => chain.open_snapshot(snapshot, sharing)?,
