@@ -31,12 +31,13 @@
 //! # reads_what_qemu_reads();
 //! ```
 
+pub mod folder;
 pub mod images;
-
 pub mod libvirt;
 pub mod oracle;
 pub mod qemu;
 
+pub use folder::Folder;
 pub use proptest;
 
 use std::path::PathBuf;

@@ -4,47 +4,17 @@
 use catena::chain::{Consent, End, Origin};
 use catena::open::Sharing;
 use catena::{Chain, Disk, ErrorKind, Format, GuestOffset, Policy, Start, detect};
+use catena_testkit::Folder;
 use std::path::Path;
-use std::process::Command;
-
-fn run(dir: &Path, program: &str, args: &[&str]) {
-    let output = Command::new(program)
-        .current_dir(dir)
-        .args(args)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn img(dir: &Path, args: &str) {
-    run(dir, "qemu-img", &args.split(' ').collect::<Vec<_>>());
-}
-
-fn io(dir: &Path, image: &str, commands: &[&str]) {
-    let mut args = vec!["-f", "qcow2"];
-    args.extend(commands.iter().flat_map(|command| ["-c", command]));
-    args.push(image);
-    run(dir, "qemu-io", &args);
-}
-
-/// Makes the backing format extension, which QEMU writes first, one that nobody knows.
-fn forget_format(image: &Path) {
-    use std::os::unix::fs::FileExt;
-    let file = std::fs::OpenOptions::new().write(true).open(image).unwrap();
-    file.write_all_at(&[0x12, 0x34, 0x56, 0x78], 112).unwrap();
-}
 
 fn found(dir: &Path, top: &str) -> Chain {
     detect(&Start::at(dir.join(top), None), &Policy::libvirt())
 }
 
 /// What the guest sees must be what qemu-img converts.
-fn same_as_qemu(dir: &Path, top: &str) {
-    img(dir, &format!("convert -f qcow2 -O raw {top} expected.raw"));
+fn same_as_qemu(folder: &Folder, top: &str) {
+    let dir = folder.path();
+    folder.img(&format!("convert -f qcow2 -O raw {top} expected.raw"));
     let expected = std::fs::read(dir.join("expected.raw")).unwrap();
     let disk = found(dir, top).open(Sharing::Locked).unwrap();
     assert_eq!(disk.size(), expected.len() as u64);
@@ -64,29 +34,20 @@ fn same_as_qemu(dir: &Path, top: &str) {
 
 #[test]
 fn a_recorded_chain_is_followed_to_its_end_and_reads_as_qemu_reads_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    img(dir, "create -q -f raw base.raw 3M");
-    run(
-        dir,
-        "qemu-io",
-        &["-f", "raw", "-c", "write -P 1 0 2M", "base.raw"],
-    );
-    img(
-        dir,
-        "create -q -f qcow2 -b base.raw -F raw -o cluster_size=4k mid.qcow2 2M",
-    );
-    io(
-        dir,
+    let folder = Folder::new();
+    let dir = folder.path();
+    folder.img("create -q -f raw base.raw 3M");
+    folder.run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 2M", "base.raw"]);
+    folder.img("create -q -f qcow2 -b base.raw -F raw -o cluster_size=4k mid.qcow2 2M");
+    folder.io(
+        "qcow2",
         "mid.qcow2",
         &["write -P 2 100k 300k", "write -z 1M 64k", "write -c -P 7 512k 4k"],
     );
-    img(
-        dir,
-        "create -q -f qcow2 -b mid.qcow2 -F qcow2 -o extended_l2=on,compression_type=zstd top.qcow2 5M",
-    );
-    io(
-        dir,
+    folder
+        .img("create -q -f qcow2 -b mid.qcow2 -F qcow2 -o extended_l2=on,compression_type=zstd top.qcow2 5M");
+    folder.io(
+        "qcow2",
         "top.qcow2",
         &[
             "write -P 3 110k 3k",
@@ -110,38 +71,36 @@ fn a_recorded_chain_is_followed_to_its_end_and_reads_as_qemu_reads_it() {
             (Format::Raw, Origin::Recorded)
         ]
     );
-    same_as_qemu(dir, "top.qcow2");
-    same_as_qemu(dir, "mid.qcow2");
+    same_as_qemu(&folder, "top.qcow2");
+    same_as_qemu(&folder, "mid.qcow2");
 }
 
 #[test]
 fn data_files_of_both_kinds_read_as_qemu_reads_them() {
     for raw in ["off", "on"] {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path();
-        img(
-            dir,
-            &format!("create -q -f qcow2 -o data_file=data.bin,data_file_raw={raw} top.qcow2 2M"),
-        );
-        io(
-            dir,
+        let folder = Folder::new();
+        folder.img(&format!(
+            "create -q -f qcow2 -o data_file=data.bin,data_file_raw={raw} top.qcow2 2M"
+        ));
+        folder.io(
+            "qcow2",
             "top.qcow2",
             &["write -P 3 0 64k", "write -P 5 1M 100k", "write -z 64k 64k"],
         );
-        same_as_qemu(dir, "top.qcow2");
+        same_as_qemu(&folder, "top.qcow2");
     }
 }
 
 #[test]
 fn an_unrecorded_format_is_accepted_of_a_leaf_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    img(dir, "create -q -f qcow2 base.qcow2 1M");
-    img(dir, "create -q -f qcow2 -b base.qcow2 -F qcow2 mid.qcow2");
-    img(dir, "create -q -f qcow2 -b base.qcow2 -F qcow2 leaf.qcow2");
-    img(dir, "create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2");
-    forget_format(&dir.join("leaf.qcow2"));
-    forget_format(&dir.join("top.qcow2"));
+    let folder = Folder::new();
+    let dir = folder.path();
+    folder.img("create -q -f qcow2 base.qcow2 1M");
+    folder.img("create -q -f qcow2 -b base.qcow2 -F qcow2 mid.qcow2");
+    folder.img("create -q -f qcow2 -b base.qcow2 -F qcow2 leaf.qcow2");
+    folder.img("create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2");
+    folder.forget_format("leaf.qcow2");
+    folder.forget_format("top.qcow2");
     let chain = found(dir, "leaf.qcow2");
     assert_eq!(chain.layers[1].origin, Origin::Probed(Consent::Leaf));
     assert!(chain.broken().is_none());
@@ -165,12 +124,12 @@ fn an_unrecorded_format_is_accepted_of_a_leaf_alone() {
 
 #[test]
 fn a_loop_is_found_by_identity_before_depth() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    img(dir, "create -q -f qcow2 a.qcow2 1M");
-    img(dir, "create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2");
+    let folder = Folder::new();
+    let dir = folder.path();
+    folder.img("create -q -f qcow2 a.qcow2 1M");
+    folder.img("create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2");
     std::os::unix::fs::symlink("b.qcow2", dir.join("link")).unwrap();
-    img(dir, "rebase -u -f qcow2 -b link -F qcow2 a.qcow2");
+    folder.img("rebase -u -f qcow2 -b link -F qcow2 a.qcow2");
     let chain = found(dir, "b.qcow2");
     assert_eq!(chain.layers.len(), 2);
     assert_eq!(chain.broken().unwrap().error.kind(), ErrorKind::Loop);
@@ -178,9 +137,9 @@ fn a_loop_is_found_by_identity_before_depth() {
 
 #[test]
 fn a_missing_backing_image_breaks_the_chain_in_libvirts_words() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    img(dir, "create -q -f qcow2 -u -b gone.qcow2 -F qcow2 top.qcow2 1M");
+    let folder = Folder::new();
+    let dir = folder.path();
+    folder.img("create -q -f qcow2 -u -b gone.qcow2 -F qcow2 top.qcow2 1M");
     let chain = found(dir, "top.qcow2");
     let broken = chain.broken().unwrap();
     assert_eq!(broken.error.kind(), ErrorKind::NotFound);
@@ -205,18 +164,14 @@ fn a_missing_backing_image_breaks_the_chain_in_libvirts_words() {
 
 #[test]
 fn snapshots_read_as_qemu_reads_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    img(dir, "create -q -f raw base.raw 2M");
-    run(
-        dir,
-        "qemu-io",
-        &["-f", "raw", "-c", "write -P 1 1M 512k", "base.raw"],
-    );
-    img(dir, "create -q -f qcow2 -b base.raw -F raw top.qcow2 2M");
-    io(dir, "top.qcow2", &["write -P 3 0 64k"]);
-    img(dir, "snapshot -c first top.qcow2");
-    io(dir, "top.qcow2", &["write -P 5 1000 100k"]);
+    let folder = Folder::new();
+    let dir = folder.path();
+    folder.img("create -q -f raw base.raw 2M");
+    folder.run("qemu-io", &["-f", "raw", "-c", "write -P 1 1M 512k", "base.raw"]);
+    folder.img("create -q -f qcow2 -b base.raw -F raw top.qcow2 2M");
+    folder.io("qcow2", "top.qcow2", &["write -P 3 0 64k"]);
+    folder.img("snapshot -c first top.qcow2");
+    folder.io("qcow2", "top.qcow2", &["write -P 5 1000 100k"]);
     let chain = found(dir, "top.qcow2");
     let mut bytes = vec![0; 2 << 20];
     for name in ["1", "first"] {
@@ -227,23 +182,17 @@ fn snapshots_read_as_qemu_reads_them() {
         chain.open_snapshot("second", Sharing::Locked).unwrap_err().kind(),
         ErrorKind::NotFound
     );
-    img(
-        dir,
-        "convert -l snapshot.name=first -f qcow2 -O raw top.qcow2 first.raw",
-    );
+    folder.img("convert -l snapshot.name=first -f qcow2 -O raw top.qcow2 first.raw");
     assert!(bytes == std::fs::read(dir.join("first.raw")).unwrap());
 }
 
 #[test]
 fn a_probed_format_counts_only_where_qemu_and_libvirt_would_find_it_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
+    let folder = Folder::new();
+    let dir = folder.path();
     let mut footer = vec![0; 1 << 20];
-    img(dir, "create -q -f raw disk 1M");
-    img(
-        dir,
-        "convert -f raw -O vpc -o subformat=fixed,force_size=on disk disk.vhd",
-    );
+    folder.img("create -q -f raw disk 1M");
+    folder.img("convert -f raw -O vpc -o subformat=fixed,force_size=on disk disk.vhd");
     let vhd = std::fs::read(dir.join("disk.vhd")).unwrap();
     footer[(1 << 20) - 512..].copy_from_slice(&vhd[vhd.len() - 512..]);
     let mut descriptor = vec![0; 1 << 20];
@@ -260,8 +209,8 @@ fn a_probed_format_counts_only_where_qemu_and_libvirt_would_find_it_too() {
     ] {
         let _ = std::fs::remove_file(dir.join("top.qcow2"));
         std::fs::write(dir.join("base"), vec![0; 1 << 20]).unwrap();
-        img(dir, "create -q -f qcow2 -b base -F raw top.qcow2");
-        forget_format(&dir.join("top.qcow2"));
+        folder.img("create -q -f qcow2 -b base -F raw top.qcow2");
+        folder.forget_format("top.qcow2");
         std::fs::write(dir.join("base"), bytes).unwrap();
         let chain = found(dir, "top.qcow2");
         if raw {
@@ -280,10 +229,10 @@ fn a_probed_format_counts_only_where_qemu_and_libvirt_would_find_it_too() {
 
 #[test]
 fn a_directory_is_no_backing_image() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
+    let folder = Folder::new();
+    let dir = folder.path();
     std::fs::create_dir(dir.join("folder")).unwrap();
-    img(dir, "create -q -f qcow2 -u -b folder -F qcow2 top.qcow2 1M");
+    folder.img("create -q -f qcow2 -u -b folder -F qcow2 top.qcow2 1M");
     let chain = found(dir, "top.qcow2");
     assert_eq!(chain.broken().unwrap().error.kind(), ErrorKind::Unsupported);
 }

@@ -6,26 +6,8 @@ use catena::ops::relink::{self, NewBacking, Safety, ViewStays};
 use catena::ops::{Observer, Silent};
 use catena::{ErrorKind, Format, Policy, Start, detect};
 use catena_format::qcow2::{Compression, Version};
+use catena_testkit::Folder;
 use std::path::Path;
-use std::process::Command;
-
-fn run(dir: &Path, program: &str, args: &[&str]) -> String {
-    let output = Command::new(program)
-        .current_dir(dir)
-        .args(args)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn img(dir: &Path, args: &str) -> String {
-    run(dir, "qemu-img", &args.split(' ').collect::<Vec<_>>())
-}
 
 fn create(dir: &Path, name: &str, size: Option<u64>, options: Qcow2Options) -> catena::Result<()> {
     let request = create::Request {
@@ -72,9 +54,9 @@ fn refused(dir: &Path, name: &str, backing: Option<(&str, Format)>) -> ErrorKind
 
 #[test]
 fn a_new_image_is_byte_for_byte_what_qemu_img_makes() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    img(dir, "create -q -f raw base.raw 3M");
+    let folder = Folder::new();
+    let dir = folder.path();
+    folder.img("create -q -f raw base.raw 3M");
     let base = || Some(("base.raw".to_owned(), Format::Raw));
     let defaults = Qcow2Options::default;
     for (args, size, options) in [
@@ -150,7 +132,7 @@ fn a_new_image_is_byte_for_byte_what_qemu_img_makes() {
             },
         ),
     ] {
-        img(dir, &format!("create -q -f qcow2 {args}"));
+        folder.img(&format!("create -q -f qcow2 {args}"));
         let theirs = std::fs::read(dir.join("new.qcow2")).unwrap();
         std::fs::remove_file(dir.join("new.qcow2")).unwrap();
         let _ = std::fs::remove_file(dir.join("data.bin"));
@@ -164,7 +146,7 @@ fn a_new_image_is_byte_for_byte_what_qemu_img_makes() {
         assert_eq!(ours.len(), theirs.len(), "{args}");
         let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
         assert_eq!(differs, None, "{args}");
-        img(dir, "check -q new.qcow2");
+        folder.img("check -q new.qcow2");
         std::fs::remove_file(dir.join("new.qcow2")).unwrap();
         let _ = std::fs::remove_file(dir.join("data.bin"));
     }
@@ -178,17 +160,16 @@ fn large_tables_are_laid_out_so_that_qemu_finds_nothing_to_complain_about() {
         (1 << 50, 65_536, 64),
         (1 << 42, 4096, 1),
     ] {
-        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let options = Qcow2Options {
             cluster_size,
             refcount_bits,
             ..Qcow2Options::default()
         };
-        create(dir.path(), "new.qcow2", Some(size), options).unwrap();
-        let report = img(dir.path(), "check new.qcow2");
+        create(folder.path(), "new.qcow2", Some(size), options).unwrap();
+        let report = folder.img("check new.qcow2");
         assert!(report.contains("No errors were found"), "{report}");
-        run(
-            dir.path(),
+        folder.run(
             "qemu-io",
             &[
                 "-f",
@@ -205,10 +186,10 @@ fn large_tables_are_laid_out_so_that_qemu_finds_nothing_to_complain_about() {
 
 #[test]
 fn create_refuses_what_exists_and_leaves_nothing_behind_where_it_fails() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("taken"), "x").unwrap();
+    let folder = Folder::new();
+    std::fs::write(folder.path().join("taken"), "x").unwrap();
     assert_eq!(
-        create(dir.path(), "taken", Some(512), Qcow2Options::default())
+        create(folder.path(), "taken", Some(512), Qcow2Options::default())
             .unwrap_err()
             .kind(),
         ErrorKind::Conflict
@@ -219,7 +200,9 @@ fn create_refuses_what_exists_and_leaves_nothing_behind_where_it_fails() {
         ..Qcow2Options::default()
     };
     assert_eq!(
-        create(dir.path(), "new", Some(512), options).unwrap_err().kind(),
+        create(folder.path(), "new", Some(512), options)
+            .unwrap_err()
+            .kind(),
         ErrorKind::Conflict
     );
     let backing = Some(("missing".to_owned(), Format::Raw));
@@ -228,7 +211,7 @@ fn create_refuses_what_exists_and_leaves_nothing_behind_where_it_fails() {
         ..Qcow2Options::default()
     };
     assert_eq!(
-        create(dir.path(), "new", None, options).unwrap_err().kind(),
+        create(folder.path(), "new", None, options).unwrap_err().kind(),
         ErrorKind::NotFound
     );
     let backing = Some(("taken".to_owned(), Format::Qcow2));
@@ -237,29 +220,23 @@ fn create_refuses_what_exists_and_leaves_nothing_behind_where_it_fails() {
         ..Qcow2Options::default()
     };
     assert_eq!(
-        create(dir.path(), "new", None, options).unwrap_err().kind(),
+        create(folder.path(), "new", None, options).unwrap_err().kind(),
         ErrorKind::InvalidFormat
     );
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 /// `base.raw` under `mid.qcow2` under `top.qcow2`, each with content of its own.
-fn chain(dir: &Path) {
-    img(dir, "create -q -f raw base.raw 1M");
-    run(
-        dir,
-        "qemu-io",
-        &["-f", "raw", "-c", "write -P 1 0 512k", "base.raw"],
-    );
-    img(dir, "create -q -f qcow2 -b base.raw -F raw mid.qcow2");
-    run(
-        dir,
+fn chain(folder: &Folder) {
+    folder.img("create -q -f raw base.raw 1M");
+    folder.run("qemu-io", &["-f", "raw", "-c", "write -P 1 0 512k", "base.raw"]);
+    folder.img("create -q -f qcow2 -b base.raw -F raw mid.qcow2");
+    folder.run(
         "qemu-io",
         &["-f", "qcow2", "-c", "write -P 2 64k 64k", "mid.qcow2"],
     );
-    img(dir, "create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2");
-    run(
-        dir,
+    folder.img("create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2");
+    folder.run(
         "qemu-io",
         &["-f", "qcow2", "-c", "write -P 3 128k 64k", "top.qcow2"],
     );
@@ -267,9 +244,9 @@ fn chain(dir: &Path) {
 
 #[test]
 fn another_name_of_the_same_backing_is_settled_by_identity() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    chain(dir);
+    let folder = Folder::new();
+    let dir = folder.path();
+    chain(&folder);
     let whole = dir.join("mid.qcow2");
     let view = relink(
         dir,
@@ -279,16 +256,20 @@ fn another_name_of_the_same_backing_is_settled_by_identity() {
     )
     .unwrap();
     assert_eq!(view, ViewStays::SameBacking);
-    assert!(img(dir, "info top.qcow2").contains(&format!("backing file: {}", whole.display())));
-    img(dir, "check -q top.qcow2");
+    assert!(
+        folder
+            .img("info top.qcow2")
+            .contains(&format!("backing file: {}", whole.display()))
+    );
+    folder.img("check -q top.qcow2");
 }
 
 #[test]
 fn another_backing_with_the_same_content_is_accepted_and_a_different_one_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    chain(dir);
-    img(dir, "convert -f qcow2 -O raw mid.qcow2 flat.raw");
+    let folder = Folder::new();
+    let dir = folder.path();
+    chain(&folder);
+    folder.img("convert -f qcow2 -O raw mid.qcow2 flat.raw");
     assert_eq!(
         relink(dir, "top.qcow2", Some(("flat.raw", Format::Raw)), Safety::Checked).unwrap(),
         ViewStays::SameContent
@@ -299,8 +280,7 @@ fn another_backing_with_the_same_content_is_accepted_and_a_different_one_refused
     );
     assert_eq!(refused(dir, "top.qcow2", None), ErrorKind::ViewWouldChange);
     // What the overlay covers itself does not count.
-    run(
-        dir,
+    folder.run(
         "qemu-io",
         &["-f", "qcow2", "-c", "write -P 9 64k 64k", "top.qcow2"],
     );
@@ -308,23 +288,19 @@ fn another_backing_with_the_same_content_is_accepted_and_a_different_one_refused
         relink(dir, "top.qcow2", Some(("base.raw", Format::Raw)), Safety::Checked).unwrap(),
         ViewStays::SameContent
     );
-    run(
-        dir,
-        "qemu-io",
-        &["-f", "qcow2", "-c", "write -P 9 0 1M", "top.qcow2"],
-    );
+    folder.run("qemu-io", &["-f", "qcow2", "-c", "write -P 9 0 1M", "top.qcow2"]);
     assert_eq!(
         relink(dir, "top.qcow2", None, Safety::Checked).unwrap(),
         ViewStays::SameContent
     );
-    assert!(!img(dir, "info top.qcow2").contains("backing file"));
+    assert!(!folder.img("info top.qcow2").contains("backing file"));
 }
 
 #[test]
 fn a_missing_backing_or_a_wrong_format_is_refused_unless_the_caller_answers_for_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    chain(dir);
+    let folder = Folder::new();
+    let dir = folder.path();
+    chain(&folder);
     assert_eq!(
         refused(dir, "top.qcow2", Some(("gone", Format::Raw))),
         ErrorKind::NotFound
@@ -360,21 +336,15 @@ fn a_missing_backing_or_a_wrong_format_is_refused_unless_the_caller_answers_for_
     )
     .unwrap();
     assert_eq!(view, ViewStays::NotChecked);
-    img(dir, "compare -q -f qcow2 -F qcow2 top.qcow2 top.qcow2");
+    folder.img("compare -q -f qcow2 -F qcow2 top.qcow2 top.qcow2");
 }
 
 #[test]
 fn an_unrecorded_format_is_recorded_where_it_is_the_one_that_probing_finds() {
-    use std::os::unix::fs::FileExt;
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    chain(dir);
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(dir.join("top.qcow2"))
-        .unwrap();
-    file.write_all_at(&[0x12, 0x34, 0x56, 0x78], 112).unwrap();
-    drop(file);
+    let folder = Folder::new();
+    let dir = folder.path();
+    chain(&folder);
+    folder.forget_format("top.qcow2");
     let policy = Policy::libvirt();
     assert_eq!(
         detect(&Start::at(dir.join("top.qcow2"), None), &policy)
@@ -401,14 +371,14 @@ fn an_unrecorded_format_is_recorded_where_it_is_the_one_that_probing_finds() {
             .broken()
             .is_none()
     );
-    img(dir, "check -q top.qcow2");
+    folder.img("check -q top.qcow2");
 }
 
 #[test]
 fn an_image_in_use_is_not_written() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    chain(dir);
+    let folder = Folder::new();
+    let dir = folder.path();
+    chain(&folder);
     let _held = catena_storage::LocalFile::open(
         dir.join("top.qcow2"),
         &catena_storage::OpenOptions::new().write(true),
@@ -430,9 +400,9 @@ fn a_comparison_can_be_stopped() {
             true
         }
     }
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    chain(dir);
+    let folder = Folder::new();
+    let dir = folder.path();
+    chain(&folder);
     let request = relink::Request {
         image: dir.join("top.qcow2"),
         backing: None,
