@@ -3,10 +3,15 @@
 use crate::chain::{Chain, DataFileLayer, End, Layer, LayerFile, OpenEnd};
 use crate::detect::quoted;
 use catena_engine::{Error, ErrorKind, Image, Qcow2, Raw, Result, Stack};
+use catena_format::qcow2::Snapshot;
 use catena_format::{Encryption, Format};
 use catena_storage::{LockMode, Storage};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Snapshots that a hint lists, and characters that it gives of a name.
+const SNAPSHOTS: usize = 8;
+const NAME_CHARACTERS: usize = 40;
 
 /// Whether images that somebody writes are read all the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,10 +37,8 @@ impl Chain {
             .get(layer..)
             .filter(|layers| !layers.is_empty())
             .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::OutOfBounds,
-                    format!("there is no layer {layer}, only {}", self.layers.len()),
-                )
+                Error::new(ErrorKind::OutOfBounds, format!("there is no layer {layer}"))
+                    .with_hint(layers_there_are(self.layers.len()))
             })?;
         let images = layers.iter().map(|layer| layer.stacked(sharing));
         Ok(Stack::new(images.collect::<Result<Vec<_>>>()?))
@@ -50,13 +53,13 @@ impl Chain {
         let (active, below) = self.layers.split_first().ok_or_else(none)?;
         let named = |error: Error| error.with_path(active.name());
         if active.format != Format::Qcow2 {
-            return Err(named(none()));
+            return Err(named(none().with_hint("only qcow2 images have snapshots")));
         }
         let image = active.open_qcow2(sharing).map_err(named)?;
         let snapshots = image.snapshots().map_err(named)?;
         let by_id = snapshots.iter().find(|candidate| candidate.id == snapshot);
         let found = by_id.or_else(|| snapshots.iter().find(|candidate| candidate.name == snapshot));
-        let found = found.ok_or_else(|| named(none()))?;
+        let found = found.ok_or_else(|| named(none().with_hint(snapshots_there_are(&snapshots))))?;
         let top: Arc<dyn Image> = Arc::new(image.at_snapshot(found));
         let mut images = vec![(top, path_of(active))];
         for layer in below {
@@ -222,6 +225,48 @@ impl LayerFile {
         }
         Ok(Arc::new(self.storage.clone()))
     }
+}
+
+/// The layers that can be asked for, as a hint.
+fn layers_there_are(layers: usize) -> String {
+    match layers.checked_sub(1) {
+        None => "the chain has no layers".to_owned(),
+        Some(0) => "the chain has one layer, which is 0".to_owned(),
+        Some(last) => format!("the layers are 0 to {last}, 0 being the active one"),
+    }
+}
+
+/// The snapshots that can be asked for, as a hint: not too many, and on one line whatever their names.
+fn snapshots_there_are(snapshots: &[Snapshot]) -> String {
+    if snapshots.is_empty() {
+        return "the image has no snapshots".to_owned();
+    }
+    let short = |text: &str| -> String {
+        let cut = if text.chars().nth(NAME_CHARACTERS).is_some() {
+            "…"
+        } else {
+            ""
+        };
+        let kept = text.chars().take(NAME_CHARACTERS);
+        let printable = |c: char| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        };
+        kept.map(printable).chain(cut.chars()).collect()
+    };
+    let shown: Vec<_> = snapshots
+        .iter()
+        .take(SNAPSHOTS)
+        .map(|snapshot| format!("'{}' (id {})", short(&snapshot.name), short(&snapshot.id)))
+        .collect();
+    let more = match snapshots.len().saturating_sub(SNAPSHOTS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("the snapshots are {}{more}", shown.join(", "))
 }
 
 fn path_of(layer: &Layer) -> PathBuf {

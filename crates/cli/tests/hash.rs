@@ -78,15 +78,35 @@ fn a_layer_or_snapshot_that_is_not_there_is_an_error() {
     let answer = images.catena(&["hash", "-f", "qcow2", "--layer", "2", "top.qcow2"]);
     assert_eq!(
         (answer.status, answer.err.as_str()),
-        (1, "catena: there is no layer 2, only 2\n")
+        (
+            1,
+            "catena: there is no layer 2\nhint: the layers are 0 to 1, 0 being the active one\n"
+        )
     );
     let answer = images.catena(&["hash", "-f", "qcow2", "--snapshot", "gone", "top.qcow2"]);
     assert_eq!(answer.status, 1);
     assert!(
-        answer.err.contains("there is no snapshot 'gone'"),
+        answer
+            .err
+            .contains("there is no snapshot 'gone'\nhint: the image has no snapshots"),
         "{}",
         answer.err
     );
+    for name in ["1st", "2nd", "3rd", "4", "5", "6", "7", "8", "9th"] {
+        images.run(
+            "qemu-img",
+            &["snapshot", "-c", &format!("{name}\u{1b}[31m"), "top.qcow2"],
+        );
+    }
+    let answer = images.catena(&["hash", "-f", "qcow2", "--snapshot", "gone", "top.qcow2"]);
+    assert!(
+        answer
+            .err
+            .contains("the snapshots are '1st\u{fffd}[31m' (id 1), '2nd"),
+        "{}",
+        answer.err
+    );
+    assert!(answer.err.ends_with("(id 8) and 1 more\n"), "{}", answer.err);
 }
 
 #[test]
