@@ -7,7 +7,8 @@ use clap::ValueEnum;
 const EXIT_STATUS: &str = "\
 Exit status:
   0  done, and nothing is wrong
-  1  it could not be done, or something is wrong; standard error says what, and what to do next
+  1  it could not be done, or something is wrong; standard error or the output
+     says what, and what to do next
   2  the command line is wrong
 130  stopped with Ctrl-C";
 
@@ -62,5 +63,22 @@ mod tests {
     #[test]
     fn the_command_line_contradicts_itself_nowhere() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_options_fits_a_terminal_as_it_is_written() {
+        let mut command = Cli::command();
+        command.build();
+        let subcommands: Vec<_> = command.get_subcommands().cloned().collect();
+        for verb in subcommands.iter().chain([&command]) {
+            for text in [verb.get_after_help(), verb.get_after_long_help()]
+                .into_iter()
+                .flatten()
+            {
+                for line in text.to_string().lines() {
+                    assert!(line.chars().count() <= 78, "{}: {line}", verb.get_name());
+                }
+            }
+        }
     }
 }

@@ -21,10 +21,12 @@ Options of qcow2 (-o), with qemu-img's names and defaults:
   lazy_refcounts=off
   extended_l2=off
   compression_type=zlib   zlib or zstd
-  data_file=NAME          created with the image; recorded as given, relative to the image
+  data_file=NAME          created with the image; recorded as given, and
+                          relative to the image
   data_file_raw=off
 
-A relative backing name is recorded as it is and is relative to the new image, not to the current folder.
+A relative backing name is recorded as it is and is relative to the new image,
+not to the current folder.
 
 Examples:
   catena create disk.qcow2 --size 20G

@@ -38,8 +38,10 @@ Exit status:
 Examples:
   catena doctor vm.qcow2
   catena doctor /var/lib/libvirt/images
-  catena doctor --as-user libvirt-qemu vm.qcow2          may the guest's process open all of it?
-  catena doctor --search /srv/images vm.qcow2            where has the base gone?
+  catena doctor --as-user libvirt-qemu vm.qcow2
+      may the guest's process open all of it?
+  catena doctor --search /srv/images vm.qcow2
+      where has the base gone?
   catena doctor --fix --dry-run vm.qcow2
 
 docs/findings.md explains every finding.")]

@@ -19,8 +19,9 @@ Examples:
   catena hash --algorithm sha256 --layer 1 vm.qcow2
   catena hash --snapshot before-upgrade vm.qcow2
 
-The digest is that of the raw image with the same content, as 'qemu-img convert -O raw' makes it; formats, compression
-and the number of layers make no difference. What is known to be zeros is not read.")]
+The digest is that of the raw image with the same content, as 'qemu-img
+convert -O raw' makes it; formats, compression and the number of layers make
+no difference. What is known to be zeros is not read.")]
 pub struct Args {
     #[command(flatten)]
     target: TargetArgs,

@@ -24,9 +24,10 @@ const BAD: Style = AnsiColor::Red.on_default();
 Examples:
   catena map vm.qcow2
   catena map --start-offset 1G --max-length 64M vm.qcow2
-  catena map --output json vm.qcow2 | jq '[.[] | select(.layer == 2) | .length] | add'
+  catena map --output json vm.qcow2 | jq '.[] | select(.layer == 2)'
 
-JSON has the fields of 'qemu-img map --output json', with layer, kind and file beside them.")]
+JSON has the fields of 'qemu-img map --output json', with layer, kind and file
+beside them.")]
 pub struct Args {
     #[command(flatten)]
     target: TargetArgs,

@@ -21,13 +21,17 @@ const LOSSY: u8 = 3;
 #[command(after_long_help = "\
 Exit status:
   0  understood
-  1  refused; the reason, in libvirt's words where libvirt refuses it too, is on standard error
+  1  refused; the reason, in libvirt's words where libvirt refuses it too, is
+     on standard error
   2  the command line is wrong
-  3  accepted, but the <source> element cannot carry all of it; the loss is on standard error
+  3  accepted, but the <source> element cannot carry all of it; the loss is on
+     standard error
 
-Status 3 is for inline credentials, at which libvirt ends the chain, and, unless --as libvirt, for anything that \
-changes where the bytes come from: an offset in a wrong place, a dropped query, an overriding 'backing', a slice \
-without an end. Settings that name no other bytes (caching, TLS, the user name) do not count.
+Status 3 is for inline credentials, at which libvirt ends the chain, and,
+unless --as libvirt, for anything that changes where the bytes come from: an
+offset in a wrong place, a dropped query, an overriding 'backing', a slice
+without an end. Settings that name no other bytes (caching, TLS, the user
+name) do not count.
 
 Nothing is opened: a name is a name, whether or not there is such a file.")]
 pub struct Args {

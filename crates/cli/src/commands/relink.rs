@@ -12,14 +12,19 @@ use std::process::ExitCode;
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Like 'qemu-img rebase -u', only the reference is rewritten. Unlike it, what would change the guest's view is refused:
-first by identity (is it the same file, in the same format?), then by the maps of both chains, and where those do not
-settle it, by their content. The change is safe at every instant, also when the machine loses power.
+Like 'qemu-img rebase -u', only the reference is rewritten. Unlike it, what
+would change the guest's view is refused: first by identity (is it the same
+file, in the same format?), then by the maps of both chains, and where those
+do not settle it, by their content. The change is safe at every instant, also
+when the machine loses power.
 
 Examples:
-  catena relink monday.qcow2 --backing base.qcow2 --backing-format qcow2   record a missing format
-  catena relink monday.qcow2 --backing ../base.qcow2 -F qcow2 --unsafe     the base has moved; you know it is the same
-  catena relink flat.qcow2 --no-backing                                    the image holds everything itself")]
+  catena relink monday.qcow2 --backing base.qcow2 --backing-format qcow2
+      record a missing format
+  catena relink monday.qcow2 --backing ../base.qcow2 -F qcow2 --unsafe
+      the base has moved, and you know that it is the same
+  catena relink flat.qcow2 --no-backing
+      the image holds everything itself")]
 pub struct Args {
     /// The overlay
     image: PathBuf,

@@ -32,7 +32,8 @@ const MOVED: &str = "archive/base.raw";
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The tour needs nothing but a temporary folder, and leaves nothing behind, also when it is stopped with Ctrl-C.")]
+The tour needs nothing but a temporary folder, and leaves nothing behind, also
+when it is stopped with Ctrl-C.")]
 pub struct Args {
     /// Wait for Enter between the steps, where there is a terminal
     #[arg(long)]

@@ -21,7 +21,8 @@ Examples:
   catena info vm.qcow2
   catena info --output json upload.img | jq '.backing.text, .data_file.text'
 
-Nothing that the image names is opened, and nothing is locked: images of strangers and of running guests can be looked at.
+Nothing that the image names is opened, and nothing is locked: images of
+strangers and of running guests can be looked at.
 'catena show' follows the chain.")]
 pub struct Args {
     /// The image: a file or block device

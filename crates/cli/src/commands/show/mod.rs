@@ -26,10 +26,11 @@ const ENDS: usize = 8;
 Examples:
   catena show vm.qcow2
   catena show --output svg vm.qcow2 > chain.svg
-  catena show --output json vm.qcow2 | jq '.layers[] | [.name, .contributes.data]'
+  catena show --output json vm.qcow2 | jq '.layers[].contributes.data'
 
-Beside each layer stands how much of the data that the guest sees is in it. Only metadata is read, and nothing is
-locked: the chain of a running guest can be shown.
+Beside each layer stands how much of the data that the guest sees is in it.
+Only metadata is read, and nothing is locked: the chain of a running guest can
+be shown.
 
 Under a layer stands what is wrong with it; 'catena doctor' looks closer.
 
