@@ -1,4 +1,4 @@
-//! `catena completions`: what a shell needs to complete the command line. For packagers, so it is hidden.
+//! `catena completions`: what a shell needs to complete the command line.
 
 use crate::cli::Cli;
 use crate::error::CommandError;

@@ -38,11 +38,9 @@ pub enum Command {
     Reference(reference::Args),
     /// Watch a chain being made, broken and mended, in a temporary folder
     Tour(tour::Args),
-    /// Print a shell's completions
-    #[command(hide = true)]
+    /// Print what a shell needs to complete this command line
     Completions(completions::Args),
-    /// Write the manual pages
-    #[command(hide = true)]
+    /// Write the manual pages into a folder
     Man(man::Args),
 }
 
