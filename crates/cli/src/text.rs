@@ -35,6 +35,20 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.digits$} {}", unit.unwrap_or(&"KiB"))
 }
 
+/// A number of bytes in the largest binary unit of which it is a multiple: `512 B`, `1536 KiB`, `20 GiB`. Such numbers
+/// can be added up.
+pub fn exact_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = bytes;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    while value != 0 && value.is_multiple_of(1024) {
+        value /= 1024;
+        unit = units.next();
+    }
+    format!("{value} {}", unit.unwrap_or(&"B"))
+}
+
 /// Columns that a text takes up in a terminal.
 pub fn columns(text: &str) -> usize {
     text.width()
@@ -152,6 +166,21 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(size(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn exact_sizes_are_whole_numbers() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1536 B"),
+            (1 << 20, "1 MiB"),
+            ((1 << 40) + (64 << 10), "1073741888 KiB"),
+            (1 << 63, "8 EiB"),
+            (u64::MAX, "18446744073709551615 B"),
+        ] {
+            assert_eq!(exact_size(bytes), text, "{bytes}");
         }
     }
 

@@ -109,6 +109,39 @@ fn the_table_names_layers_and_files_and_keeps_to_the_range_asked_for() {
 }
 
 #[test]
+fn the_lengths_of_the_table_add_up() {
+    let images = Images::new();
+    let size = (20 << 30) + 1536;
+    images.img(&format!("create -q -f qcow2 top.qcow2 {size}"));
+    images.io("qcow2", "top.qcow2", &["write -P 1 1M 1088k"]);
+    let answer = images.catena(&["map", "-f", "qcow2", "top.qcow2"]);
+    let lengths = answer.out.lines().skip(1).map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let number: u64 = words.next().unwrap().parse().unwrap();
+        number
+            << match words.next().unwrap() {
+                "B" => 0,
+                "KiB" => 10,
+                "MiB" => 20,
+                unit => panic!("{unit}: {answer:?}"),
+            }
+    });
+    assert_eq!(lengths.sum::<u64>(), size, "{}", answer.out);
+    assert!(answer.out.contains("  1088 KiB  "), "{}", answer.out);
+    let columns: Vec<_> = answer
+        .out
+        .lines()
+        .map(|line| line.find("  0  "))
+        .skip(1)
+        .collect();
+    assert!(
+        columns.iter().all(|column| *column == columns[0]),
+        "{}",
+        answer.out
+    );
+}
+
+#[test]
 fn a_damaged_entry_is_shown_and_the_status_is_1() {
     use std::os::unix::fs::FileExt;
     let images = Images::new();

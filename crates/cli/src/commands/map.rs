@@ -213,8 +213,9 @@ impl<'a> Row<'a> {
 /// Writes rows as they come.
 struct Printer {
     form: Output,
-    /// Digits of a guest address, and of a layer's number.
+    /// Columns of a guest address, of a length, and of a layer's number.
     address: usize,
+    length: usize,
     layer: usize,
     first: bool,
 }
@@ -222,11 +223,13 @@ struct Printer {
 impl Printer {
     fn new(form: Output, size: u64, layers: usize, out: &mut impl Write) -> io::Result<Self> {
         let address = format!("{size:#x}").len().max("start".len());
+        // No length is longer than the whole in bytes.
+        let length = format!("{size} B").len().max(9);
         let layer = layers.saturating_sub(1).to_string().len().max("layer".len());
         match form {
             Output::Human => writeln!(
                 out,
-                "{HEAD}{:>address$}  {:>9}  {:>layer$}  {:<11}  {:>14}  file{HEAD:#}",
+                "{HEAD}{:>address$}  {:>length$}  {:>layer$}  {:<11}  {:>14}  file{HEAD:#}",
                 "start", "length", "layer", "kind", "offset in file"
             )?,
             Output::Json => write!(out, "[")?,
@@ -234,6 +237,7 @@ impl Printer {
         Ok(Self {
             form,
             address,
+            length,
             layer,
             first: true,
         })
@@ -245,7 +249,7 @@ impl Printer {
             write!(out, "{}", if first { "" } else { ",\n" })?;
             return Ok(serde_json::to_writer(out, row)?);
         }
-        let (address, layer) = (self.address, self.layer);
+        let (address, length, layer) = (self.address, self.length, self.layer);
         let style = match row.kind {
             Kind::Data | Kind::Compressed | Kind::Encrypted => Style::new(),
             Kind::Zero | Kind::Unallocated => QUIET,
@@ -262,9 +266,9 @@ impl Printer {
         let offset = row.offset.map_or("-".to_owned(), |offset| format!("{offset:#x}"));
         writeln!(
             out,
-            "{style}{:>#address$x}  {:>9}  {:>layer$}  {kind:<11}  {offset:>14}  {}{style:#}",
+            "{style}{:>#address$x}  {:>length$}  {:>layer$}  {kind:<11}  {offset:>14}  {}{style:#}",
             row.start,
-            text::size(row.length),
+            text::exact_size(row.length),
             row.layer,
             row.file.map_or("-".to_owned(), text::printable),
         )
