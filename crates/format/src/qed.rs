@@ -141,10 +141,6 @@ pub fn describe(bytes: &dyn Bytes) -> Result<Description> {
             };
             if known.contains(Features::BACKING_FORMAT_NO_PROBE) {
                 backing.format = Some("raw".into());
-            } else {
-                description
-                    .oddities
-                    .push("the backing image's format is to be probed: the image does not record it".into());
             }
             description.backing = Some(backing);
         }
@@ -173,13 +169,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_no_probe_bit_means_raw_and_its_absence_is_told() {
+    fn the_no_probe_bit_means_raw_and_its_absence_that_nothing_is_recorded() {
         let d = describe(&image(5, b"base")).unwrap();
         assert_eq!(d.backing.unwrap().format.as_deref(), Some("raw"));
         assert!(d.oddities.is_empty());
         let d = describe(&image(1, b"base")).unwrap();
         assert_eq!(d.backing.unwrap().format, None);
-        assert_eq!(d.oddities.len(), 1);
+        assert!(d.oddities.is_empty());
     }
 
     #[test]
