@@ -111,9 +111,32 @@ fn errors_are_one_and_wrong_arguments_two() {
         doctor(dir.path(), &["--as-user", "no such user", "top.qcow2"]).0,
         2
     );
-    let (status, shown, said) = doctor(dir.path(), &["nowhere"]);
-    assert_eq!((status, shown.as_str()), (1, ""));
-    assert!(said.starts_with("catena: nowhere: cannot look at it"), "{said}");
+}
+
+#[test]
+fn one_bad_target_does_not_keep_the_others_from_being_examined() {
+    let dir = tempfile::tempdir().unwrap();
+    chain(dir.path());
+    img(dir.path(), "create -q -f qcow2 good.qcow2 1M");
+    let targets = ["good.qcow2", "nowhere", "top.qcow2"];
+    let (status, shown, _) = doctor(dir.path(), &targets);
+    assert_eq!(status, 1, "{shown}");
+    for line in [
+        "good.qcow2: 1 layer, nothing to report\n",
+        "  error image-missing layer 0, nowhere\n",
+        "top.qcow2: 3 layers, 1 warning\n",
+        "3 chains: 1 error, 1 warning\n",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let (status, shown, _) = doctor(dir.path(), &[targets.as_slice(), &["--output", "json"]].concat());
+    let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((status, value["targets"].as_array().unwrap().len()), (1, 3));
+    let target = &value["targets"][1];
+    assert_eq!(
+        (&target["end"], &target["findings"][0]["code"]),
+        (&"broken".into(), &"image-missing".into())
+    );
 }
 
 #[test]

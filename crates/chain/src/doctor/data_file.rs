@@ -50,7 +50,7 @@ fn missing(
     }
     match error.kind() {
         ErrorKind::NotFound => {
-            let candidates = search::namesakes(examination, layer, data_file.source.as_ref());
+            let candidates = search::namesakes(examination, layer.path(), data_file.source.as_ref());
             let found = match candidates.as_slice() {
                 [] => String::new(),
                 several => {

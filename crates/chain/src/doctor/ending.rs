@@ -1,6 +1,6 @@
 //! How the chain ends: where it goes on unseen, and where and why it breaks.
 
-use super::search::{Candidate, candidates};
+use super::search::{Candidate, candidates, namesakes};
 use super::{Code, Cure, Examination, Severity, access, recording_cure};
 use crate::chain::{Break, End, Layer, OpenEnd};
 use crate::detect::{Start, quoted};
@@ -8,7 +8,7 @@ use crate::reference::Source;
 use catena_engine::{ErrorKind, StorageBytes};
 use catena_format::{Description, Format, recognise};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Layers from which on libvirt 10.8 to 11.x fails to start a guest (measured: JSON may nest 31 levels).
 const LIBVIRT_RUNS: usize = 25;
@@ -56,25 +56,12 @@ fn length(examination: &mut Examination<'_>) {
         "merge layers that nobody needs any more: 'virsh blockcommit' for a running guest, 'qemu-img commit' else",
     );
     let cause = format!("the chain has {layers} layers");
-    if layers > LIBVIRT_ALLOWS {
-        examination.find(
-            Code::ChainLong,
-            Severity::Warning,
-            at,
-            cause,
-            "libvirt allows 200: backing chains more than 200 layers deep are not supported",
-            cure,
-        );
+    let consequence = if layers > LIBVIRT_ALLOWS {
+        "libvirt allows 200: backing chains more than 200 layers deep are not supported"
     } else {
-        examination.find(
-            Code::ChainLong,
-            Severity::Note,
-            at,
-            cause,
-            "libvirt 10.8 to 11.x cannot start a guest on it (failed to parse JSON: nesting too deep); others can",
-            cure,
-        );
-    }
+        "libvirt 10.8 to 11.x cannot start a guest on it (failed to parse JSON: nesting too deep); others can"
+    };
+    examination.find(Code::ChainLong, Severity::Warning, at, cause, consequence, cure);
 }
 
 fn open_ended(examination: &mut Examination<'_>, open: &OpenEnd) {
@@ -374,14 +361,7 @@ fn loops(examination: &mut Examination<'_>, broken: &Break, at: (usize, String))
 fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String)) {
     let error = &broken.error;
     let Some(link) = &broken.link else {
-        return examination.find(
-            Code::Unreadable,
-            Severity::Error,
-            at,
-            error.full(),
-            "there is nothing to examine",
-            Cure::advice("check the name"),
-        );
+        return missing_active(examination, broken, at);
     };
     let chain = examination.chain;
     let Some(overlay) = chain.layers.last() else {
@@ -404,15 +384,7 @@ fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
             quoted(&overlay.name())
         )),
     };
-    let names: Vec<_> = found
-        .iter()
-        .take(CANDIDATES)
-        .map(|candidate| format!("'{}'", candidate.path.display()))
-        .collect();
-    let names = match found.len().saturating_sub(CANDIDATES) {
-        0 => names.join(", "),
-        more => format!("{} and {more} more", names.join(", ")),
-    };
+    let names = listed(found.iter().map(|candidate| candidate.path.as_path()));
     if let ([one], true, Some(_)) = (found.as_slice(), by_name, recorded) {
         examination.onward = Some(Start::at(&one.path, Some(one.format)));
     }
@@ -437,6 +409,51 @@ fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
         format!("no guest starts from the chain (libvirt: {})", error.message()),
         cure,
     );
+}
+
+/// The image that the caller named is not there.
+fn missing_active(examination: &mut Examination<'_>, broken: &Break, at: (usize, String)) {
+    let source = broken.source.as_ref();
+    let found = namesakes(examination, source.and_then(Source::path), source);
+    let (found, advice) = match found.as_slice() {
+        _ if !examination.is_full() => (String::new(), "check the name"),
+        [] => (
+            "; no file of that name is in its folder or in those given with --search".to_owned(),
+            "check the name, or give the folders in which it may be with --search",
+        ),
+        several => (
+            format!(
+                "; a file of that name is at {}",
+                listed(several.iter().map(PathBuf::as_path))
+            ),
+            "if that is the image, put it back, or name its new place here and in the domain XML",
+        ),
+    };
+    let name = source.map_or_else(String::new, ToString::to_string);
+    examination.find(
+        Code::ImageMissing,
+        Severity::Error,
+        at,
+        format!("the image '{name}' does not exist{found}"),
+        format!(
+            "there is nothing to examine, and no guest starts from it (libvirt: {})",
+            broken.error.message()
+        ),
+        Cure::advice(advice),
+    );
+}
+
+/// A few names out of many.
+fn listed<'p>(paths: impl ExactSizeIterator<Item = &'p Path>) -> String {
+    let more = paths.len().saturating_sub(CANDIDATES);
+    let names: Vec<_> = paths
+        .take(CANDIDATES)
+        .map(|path| format!("'{}'", path.display()))
+        .collect();
+    match more {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
 }
 
 fn unsafe_relink(overlay: &Layer, found: &Candidate, missing: Option<&Source>) -> Cure {

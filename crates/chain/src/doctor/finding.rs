@@ -198,6 +198,8 @@ codes! {
     FormatAmbiguous = "format-ambiguous",
     /// The backing image does not exist.
     BackingMissing = "backing-missing",
+    /// The image that the caller named does not exist.
+    ImageMissing = "image-missing",
     /// The image cannot be opened or its header cannot be read.
     Unreadable = "unreadable",
     /// Somebody who must open the file may not.

@@ -30,10 +30,10 @@ pub(super) struct Candidate {
     pub proven: bool,
 }
 
-/// Files by the last part of a missing file's name.
+/// Files by the last part of a missing file's name, beside the image that names it or in the folders to be searched.
 pub(super) fn namesakes(
     examination: &Examination<'_>,
-    image: &Layer,
+    image: Option<&Path>,
     missing: Option<&Source>,
 ) -> Vec<PathBuf> {
     let name = missing.and_then(Source::path).and_then(Path::file_name);
@@ -71,7 +71,7 @@ pub(super) fn candidates(
         let size = description.virtual_size;
         (!other).then_some((Candidate { path, format, proven }, size))
     };
-    let named: Vec<_> = namesakes(examination, overlay, missing)
+    let named: Vec<_> = namesakes(examination, overlay.path(), missing)
         .into_iter()
         .filter_map(look)
         .map(|(candidate, _)| candidate)
@@ -81,7 +81,9 @@ pub(super) fn candidates(
     }
     // A raw image of some size could be anything.
     let size = overlay.virtual_size();
-    let others = files(examination, overlay, &|_| true).into_iter().take(IMAGES);
+    let others = files(examination, overlay.path(), &|_| true)
+        .into_iter()
+        .take(IMAGES);
     let others = others.filter_map(look).filter(|(candidate, found)| {
         candidate.proven || (wanted.is_none() && candidate.format != Format::Raw && *found == size)
     });
@@ -127,11 +129,15 @@ fn look_at(
 
 /// Regular files whose name passes, without those reached by links. In the image's own folders, then in those to be
 /// searched and all below them.
-fn files(examination: &Examination<'_>, image: &Layer, passes: &dyn Fn(&OsStr) -> bool) -> Vec<PathBuf> {
+fn files(
+    examination: &Examination<'_>,
+    image: Option<&Path>,
+    passes: &dyn Fn(&OsStr) -> bool,
+) -> Vec<PathBuf> {
     let mut found = BTreeMap::new();
     let mut left = NAMES;
     let mut own = Vec::new();
-    if let Some(path) = image.path() {
+    if let Some(path) = image {
         own.extend(path.parent().map(Path::to_owned));
         // An image that is reached by a link may have been moved there with what it stands on.
         own.extend(

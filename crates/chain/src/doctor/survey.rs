@@ -1,9 +1,10 @@
 //! Many chains at once: images and folders of them, each layer reported once.
 
 use super::{Code, Cure, Finding, Options, Severity, examine_fully};
-use crate::chain::{Chain, End, LayerFile};
+use crate::chain::{Break, Chain, End, LayerFile};
 use crate::detect::{Start, detect};
 use crate::policy::Policy;
+use crate::reference::Source;
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::Format;
 use std::collections::{HashMap, HashSet};
@@ -38,9 +39,9 @@ pub struct Report {
 /// An image there whose format its overlay does not record, and which may not be believed for that, is examined alone:
 /// what it names is not looked at.
 ///
-/// # Errors
-/// Where a target does not exist or a folder cannot be read. That an image is in a sorry state is a finding.
-pub fn survey(targets: &[PathBuf], format: Option<Format>, options: &Options<'_>) -> Result<Vec<Report>> {
+/// A target that is not there, or a folder that cannot be read, is a report with an error and no layers; the others are
+/// examined all the same.
+pub fn survey(targets: &[PathBuf], format: Option<Format>, options: &Options<'_>) -> Vec<Report> {
     let mut survey = Survey {
         options,
         reports: Vec::new(),
@@ -49,27 +50,15 @@ pub fn survey(targets: &[PathBuf], format: Option<Format>, options: &Options<'_>
     };
     for target in targets {
         match std::fs::metadata(target) {
-            Ok(found) if found.is_dir() => survey.folder(target)?,
+            Ok(found) if found.is_dir() => survey.folder(target),
             // Why a name cannot be looked at is for the examination to tell.
-            Ok(_) => survey.image(target, format, options.policy),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                survey.image(target, format, options.policy);
-            }
-            Err(error) => {
-                let kind = match error.kind() {
-                    std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-                    _ => ErrorKind::Io,
-                };
-                return Err(Error::new(kind, "cannot look at it")
-                    .with_path(target)
-                    .with_source(error));
-            }
+            _ => survey.image(target, format, options.policy),
         }
     }
     let mut reports = survey.reports;
     same_images(&mut reports);
     once(&mut reports);
-    Ok(reports)
+    reports
 }
 
 struct Survey<'a> {
@@ -121,10 +110,22 @@ impl Survey<'_> {
         });
     }
 
-    fn folder(&mut self, folder: &Path) -> Result<()> {
+    fn folder(&mut self, folder: &Path) {
         // Reads one header and follows no name.
-        let alone = Policy::parse("alone", "[reach]\ndepth = 1\ndata-files = false\n")?;
-        let mut images = images(folder, &alone)?;
+        let alone = match Policy::parse("alone", "[reach]\ndepth = 1\ndata-files = false\n") {
+            Ok(alone) => alone,
+            Err(error) => return self.unread(folder, error),
+        };
+        let mut paths = Vec::new();
+        let mut closed = Vec::new();
+        let mut left = NAMES;
+        if let Err(error) = list(folder, DEPTH, &mut left, &mut paths, &mut closed) {
+            return self.unread(folder, error);
+        }
+        for (folder, error) in closed {
+            self.unread(&folder, error);
+        }
+        let mut images = images(paths, &alone);
         // The tops of chains, then what is in no chain but for a loop, then what names nothing.
         images.sort_by_key(|image| (!image.names_others, image.is_backing));
         for image in images {
@@ -144,7 +145,42 @@ impl Survey<'_> {
             }
             self.covered.insert(image.object);
         }
-        Ok(())
+    }
+
+    /// Reports a folder of which nothing is known.
+    fn unread(&mut self, folder: &Path, error: Error) {
+        let code = match error.kind() {
+            ErrorKind::Denied => Code::PermissionDenied,
+            _ => Code::Unreadable,
+        };
+        let advice = match (error.kind(), error.hint()) {
+            (_, Some(hint)) => hint.to_owned(),
+            (ErrorKind::Denied, None) => "run the doctor as a user who may read it, such as root".to_owned(),
+            _ => "name the images in it that are to be examined".to_owned(),
+        };
+        let finding = Finding {
+            code,
+            severity: Severity::Error,
+            layer: 0,
+            name: folder.display().to_string(),
+            cause: error.full(),
+            consequence: "the images in the folder were not examined".to_owned(),
+            cure: Cure::advice(advice),
+        };
+        let end = End::Broken(Box::new(Break {
+            error,
+            link: None,
+            source: Some(Source::file(folder)),
+            probed: None,
+        }));
+        self.reports.push(Report {
+            target: folder.to_owned(),
+            chain: Chain {
+                layers: Vec::new(),
+                end,
+            },
+            findings: vec![finding],
+        });
     }
 }
 
@@ -152,11 +188,8 @@ fn object(file: &LayerFile) -> (u64, u64) {
     file.identity.object()
 }
 
-/// The images of a folder and all below it.
-fn images(folder: &Path, alone: &Policy) -> Result<Vec<Found>> {
-    let mut paths = Vec::new();
-    let mut left = NAMES;
-    list(folder, DEPTH, &mut left, &mut paths)?;
+/// Which of the files in a folder and all below it are images.
+fn images(paths: Vec<PathBuf>, alone: &Policy) -> Vec<Found> {
     let mut found = Vec::new();
     let mut backings: HashMap<OsString, Vec<PathBuf>> = HashMap::new();
     for path in paths {
@@ -197,23 +230,43 @@ fn images(folder: &Path, alone: &Policy) -> Result<Vec<Found>> {
                 .any(|path| real.is_some() && std::fs::canonicalize(path).ok() == real)
         });
     }
-    Ok(found)
+    found
 }
 
-/// The regular files of a folder and all below it, in order of their names.
-fn list(folder: &Path, depth: usize, left: &mut usize, paths: &mut Vec<PathBuf>) -> Result<()> {
+/// The regular files of a folder and all below it, in order of their names; and the folders that cannot be read, and why.
+fn list(
+    folder: &Path,
+    depth: usize,
+    left: &mut usize,
+    paths: &mut Vec<PathBuf>,
+    closed: &mut Vec<(PathBuf, Error)>,
+) -> Result<()> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::PermissionDenied => ErrorKind::Denied,
             _ => ErrorKind::Io,
         };
-        Error::new(kind, "cannot read the folder")
+        let error = Error::new(kind, "cannot read the folder")
             .with_path(folder)
-            .with_source(error)
+            .with_source(error);
+        (folder.to_owned(), error)
+    };
+    let found = match std::fs::read_dir(folder) {
+        Ok(found) => found,
+        Err(error) => {
+            closed.push(failed(error));
+            return Ok(());
+        }
     };
     let mut entries = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        entries.push(entry.map_err(failed)?);
+    for entry in found {
+        match entry {
+            Ok(entry) => entries.push(entry),
+            Err(error) => {
+                closed.push(failed(error));
+                break;
+            }
+        }
         *left = left.checked_sub(1).ok_or_else(|| {
             Error::new(ErrorKind::TooLarge, format!("there are more than {NAMES} names"))
                 .with_path(folder)
@@ -224,7 +277,7 @@ fn list(folder: &Path, depth: usize, left: &mut usize, paths: &mut Vec<PathBuf>)
     for entry in entries {
         match entry.file_type() {
             Ok(kind) if kind.is_file() => paths.push(entry.path()),
-            Ok(kind) if kind.is_dir() && depth > 0 => list(&entry.path(), depth - 1, left, paths)?,
+            Ok(kind) if kind.is_dir() && depth > 0 => list(&entry.path(), depth - 1, left, paths, closed)?,
             _ => {}
         }
     }

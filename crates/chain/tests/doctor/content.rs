@@ -323,6 +323,6 @@ fn what_cannot_be_read_is_an_error_that_says_why() {
         &Policy::libvirt(),
     );
     let policy = Policy::libvirt();
-    let finding = one(&examine_fully(&gone, &Options::new(&policy)), Code::Unreadable);
+    let finding = one(&examine_fully(&gone, &Options::new(&policy)), Code::ImageMissing);
     assert_at(&finding, Severity::Error, 0, &lab.path("gone"));
 }

@@ -228,7 +228,7 @@ fn a_loop_is_an_error_that_names_the_layer_it_comes_back_to() {
 }
 
 #[test]
-fn long_chains_are_a_note_then_a_warning_then_refused_by_the_policy() {
+fn long_chains_are_a_warning_and_then_refused_by_the_policy() {
     let lab = Lab::new();
     lab.img("create -q -f qcow2 0 1M");
     for number in 1..=200 {
@@ -246,8 +246,8 @@ fn long_chains_are_a_note_then_a_warning_then_refused_by_the_policy() {
             .map(|finding| finding.severity)
     };
     assert_eq!(length("24"), None);
-    assert_eq!(length("25"), Some(Severity::Note));
-    assert_eq!(length("199"), Some(Severity::Note));
+    assert_eq!(length("25"), Some(Severity::Warning));
+    assert_eq!(length("199"), Some(Severity::Warning));
     assert_eq!(length("200"), Some(Severity::Warning));
     let shallow = Policy::parse("shallow", "[reach]\ndepth = 3").unwrap();
     let chain = detect(&Start::at(lab.path("10"), None), &shallow);

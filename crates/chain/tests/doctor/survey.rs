@@ -1,6 +1,6 @@
 //! Many chains at once, and mending.
 
-use crate::lab::{Lab, one, two};
+use crate::lab::{Lab, assert_at, one, two};
 use catena::Policy;
 use catena::doctor::{Code, Options, Report, Severity, mends, survey};
 use std::os::unix::fs::symlink;
@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 fn look(lab: &Lab, targets: &[&str]) -> Vec<Report> {
     let policy = Policy::libvirt();
     let targets: Vec<_> = targets.iter().map(|name| lab.path(name)).collect();
-    survey(&targets, None, &Options::new(&policy)).unwrap()
+    survey(&targets, None, &Options::new(&policy))
 }
 
 fn names(lab: &Lab, reports: &[Report]) -> Vec<String> {
@@ -84,11 +84,26 @@ fn one_file_under_two_names_is_reported() {
 }
 
 #[test]
-fn a_target_that_is_not_there_is_no_finding_but_an_error() {
-    let lab = Lab::new();
+fn a_target_that_is_not_there_is_reported_and_the_others_are_examined() {
+    let lab = two();
+    std::fs::create_dir_all(lab.path("sub/deeper")).unwrap();
+    std::fs::copy(lab.path("base.qcow2"), lab.path("sub/deeper/moved.qcow2")).unwrap();
+    lab.patch("base.qcow2", 79, &[1]);
+    let reports = look(&lab, &["moved.qcow2", "top.qcow2", "top.qcow2/x"]);
+    let missing = one(&reports[0].findings, Code::ImageMissing);
+    assert_at(&missing, Severity::Error, 0, &lab.path("moved.qcow2"));
+    one(&reports[1].findings, Code::Dirty);
+    let odd = one(&reports[2].findings, Code::ImageMissing);
+    assert_at(&odd, Severity::Error, 0, &lab.path("top.qcow2/x"));
+
     let policy = Policy::libvirt();
-    let error = survey(&[lab.path("gone")], None, &Options::new(&policy)).unwrap_err();
-    assert_eq!(error.kind(), catena::ErrorKind::NotFound);
+    let options = Options::new(&policy).search([lab.path("sub")]);
+    let reports = survey(&[lab.path("moved.qcow2")], None, &options);
+    let missing = one(&reports[0].findings, Code::ImageMissing);
+    assert!(
+        missing.cause.contains(&lab.shown("sub/deeper/moved.qcow2")),
+        "{missing:#?}"
+    );
 }
 
 #[test]

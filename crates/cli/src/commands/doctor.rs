@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let options = Options::new(&policy)
         .user(args.as_user.clone())
         .search(args.search.iter().cloned());
-    let mut reports = survey(&args.targets, args.format, &options)?;
+    let mut reports = survey(&args.targets, args.format, &options);
     for report in reports
         .iter()
         .filter(|report| args.targets.contains(&report.target))
@@ -149,7 +149,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             .collect();
     }
     if attempts.iter().any(|attempt| attempt.done) {
-        reports = again(&reports, survey(&args.targets, args.format, &options)?);
+        reports = again(&reports, survey(&args.targets, args.format, &options));
     }
     match args.output {
         Output::Human => {
