@@ -6,7 +6,9 @@ use crate::reference::Source;
 use catena_engine::Error;
 use catena_format::{Description, Format, qcow2};
 use catena_storage::{Identity, LocalFile};
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A chain of images, active layer first.
@@ -153,6 +155,12 @@ impl Layer {
         self.source.to_string()
     }
 
+    /// Its name as a program takes it as an argument: no option, no protocol, and byte by byte what it is.
+    pub(crate) fn word(&self) -> OsString {
+        self.path()
+            .map_or_else(|| self.name().into(), |path| unmistakable(path.as_os_str()))
+    }
+
     /// Bytes the guest sees of this image alone; of a raw one, the file's length.
     pub fn virtual_size(&self) -> Option<u64> {
         let slice = self.source.slice.and_then(|slice| slice.size);
@@ -160,6 +168,17 @@ impl Layer {
             .virtual_size
             .or(slice)
             .or_else(|| self.file.as_ref().map(|file| file.identity.len))
+    }
+}
+
+/// A file's name that is not taken for an option (`-f`) or a protocol (`nbd:`).
+pub(crate) fn unmistakable(name: &OsStr) -> OsString {
+    let bytes = name.as_bytes();
+    let first = bytes.iter().find(|byte| b":/".contains(byte));
+    if bytes.starts_with(b"-") || first == Some(&b':') {
+        Path::new(".").join(name).into_os_string()
+    } else {
+        name.to_owned()
     }
 }
 

@@ -12,6 +12,8 @@ use catena_format::{Bytes, Description, Format, describe, qcow2, recognise};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use rustix::process::{getegid, geteuid};
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The page that libvirt's errors point at.
@@ -342,13 +344,14 @@ impl Walk<'_> {
         let overlay = self.chain.layers.last();
         let text = link.map(|link| link.text.as_str()).unwrap_or_default();
         let overlay_name = overlay.map(Layer::name).unwrap_or_default();
+        let overlay_word = overlay.map(Layer::word).unwrap_or_default();
         let message = format!(
             "format of backing image '{text}' of image '{overlay_name}' was not specified in the image metadata (See {HELP} for troubleshooting)"
         );
         let format = probed.map_or("FORMAT", Format::as_str);
         let command = format!(
             "catena relink {} --backing {} --backing-format {format}",
-            quoted(&overlay_name),
+            quoted(&overlay_word),
             quoted(text)
         );
         Error::new(ErrorKind::FormatUnknown, message)
@@ -545,18 +548,50 @@ fn criteria(source: &Source, format: Format, description: &Description) -> Strin
 fn relink_hint(overlay: &Layer) -> String {
     format!(
         "record the right one: catena relink {} --backing IMAGE --backing-format FORMAT",
-        quoted(&overlay.name())
+        quoted(overlay.word())
     )
 }
 
-/// A word as a shell takes it.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
+/// A word as a shell takes it, in characters that can be printed.
+///
+/// What is no text, or would steer a terminal, is written as bash's `$'…'` has it, byte by byte.
+pub fn quoted(word: impl AsRef<OsStr>) -> String {
+    let bytes = word.as_ref().as_bytes();
+    if let Ok(text) = str::from_utf8(bytes)
+        && !text.chars().any(steers)
+    {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+        if !text.is_empty() && text.chars().all(plain) {
+            return text.to_owned();
+        }
+        return format!("'{}'", text.replace('\'', r"'\''"));
     }
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .map(|byte| format!(r"\x{byte:02x}"))
+            .collect::<String>()
+    };
+    let mut quoted = "$'".to_owned();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' => quoted.push_str(r"\n"),
+                '\t' => quoted.push_str(r"\t"),
+                '\'' | '\\' => quoted.extend(['\\', c]),
+                c if steers(c) => quoted.push_str(&hex(c.encode_utf8(&mut [0; 4]).as_bytes())),
+                c => quoted.push(c),
+            }
+        }
+        quoted.push_str(&hex(chunk.invalid()));
+    }
+    quoted.push('\'');
+    quoted
+}
+
+/// Whether a character does something else than to be seen: controls, and what reorders or breaks a line.
+fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
 /// The active image, which the user named: no policy is asked.

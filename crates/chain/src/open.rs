@@ -140,7 +140,7 @@ impl Layer {
             )
             .with_hint(format!(
                 "convert it first: qemu-img convert -f {other} -O qcow2 {} NEW.qcow2",
-                quoted(&self.name())
+                quoted(self.word())
             ))),
         }
     }

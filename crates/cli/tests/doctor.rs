@@ -227,4 +227,14 @@ fn names_in_images_do_not_steer_the_terminal() {
     );
     let (_, shown, _) = doctor(dir.path(), &["top.qcow2"]);
     assert!(!shown.contains('\u{1b}'), "{shown:?}");
+    // Nor do commands, which are right all the same.
+    img(dir.path(), "create -q -f qcow2 base\u{1b}[2J 1M");
+    img(
+        dir.path(),
+        "create -q -f qcow2 -b base\u{1b}[2J -F qcow2 bare.qcow2",
+    );
+    forget_format(&dir.path().join("bare.qcow2"));
+    let (_, shown, _) = doctor(dir.path(), &["bare.qcow2"]);
+    let command = r"    $ catena relink bare.qcow2 --backing $'base\x1b[2J' --backing-format qcow2";
+    assert_eq!(shown.lines().last(), Some(command), "{shown}");
 }

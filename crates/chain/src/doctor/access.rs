@@ -120,7 +120,7 @@ impl Obstacle {
         }
     }
 
-    fn command(&self, user: &User) -> Option<Vec<String>> {
+    fn command(&self, user: &User) -> Option<Vec<OsString>> {
         let Self::Closed {
             path,
             lacks,
@@ -130,14 +130,14 @@ impl Obstacle {
         else {
             return None;
         };
-        let path = path.display().to_string();
+        let path = path.as_os_str().to_owned();
         Some(if *own {
-            vec!["chmod".to_owned(), format!("u+{}", lacks.letters()), path]
+            vec!["chmod".into(), format!("u+{}", lacks.letters()).into(), path]
         } else {
             vec![
-                "setfacl".to_owned(),
-                "-m".to_owned(),
-                format!("u:{}:{}", user.name, grant.letters()),
+                "setfacl".into(),
+                "-m".into(),
+                format!("u:{}:{}", user.name, grant.letters()).into(),
                 path,
             ]
         })

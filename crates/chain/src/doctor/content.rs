@@ -5,6 +5,8 @@ use crate::chain::Layer;
 use catena_engine::StorageBytes;
 use catena_format::qcow2::{Autoclear, Bitmap, Compatible, Header, Incompatible, L1Entry, Snapshot};
 use catena_format::{Bytes, Encryption};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 
 /// Names listed before "and so many more".
 const NAMES: usize = 5;
@@ -24,13 +26,13 @@ pub(super) fn check(examination: &mut Examination<'_>, number: usize, layer: &La
 
 fn check_command(layer: &Layer) -> Cure {
     Cure::command([
-        "qemu-img".to_owned(),
-        "check".to_owned(),
-        "-f".to_owned(),
-        layer.format.to_string(),
-        "-r".to_owned(),
-        "all".to_owned(),
-        layer.name(),
+        "qemu-img".into(),
+        "check".into(),
+        "-f".into(),
+        layer.format.to_string().into(),
+        "-r".into(),
+        "all".into(),
+        layer.word(),
     ])
     .saying("while no guest uses it, and with a copy at hand")
 }
@@ -77,13 +79,13 @@ fn bits(examination: &mut Examination<'_>, number: usize, layer: &Layer, header:
         let mut cure = Cure::none();
         if !header.incompatible.contains(Incompatible::DIRTY) {
             cure = Cure::command([
-                "qemu-img",
-                "amend",
-                "-f",
-                "qcow2",
-                "-o",
-                "lazy_refcounts=off",
-                &layer.name(),
+                "qemu-img".into(),
+                "amend".into(),
+                "-f".into(),
+                "qcow2".into(),
+                "-o".into(),
+                "lazy_refcounts=off".into(),
+                layer.word(),
             ])
             .saying("if you commit to it often");
         }
@@ -142,23 +144,19 @@ fn encrypted(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
             "the data is encrypted in the old AES-CBC way",
             "it is weak, and QEMU's system emulators do not open it any more",
             Cure::command([
-                "qemu-img",
-                "convert",
-                "--object",
-                "secret,id=old,file=OLD",
-                "--object",
-                "secret,id=new,file=NEW",
-                "--image-opts",
-                &format!(
-                    "driver={},encrypt.format=aes,encrypt.key-secret=old,file.filename={}",
-                    layer.format,
-                    layer.name()
-                ),
-                "-O",
-                "qcow2",
-                "-o",
-                "encrypt.format=luks,encrypt.key-secret=new",
-                "NEW.qcow2",
+                "qemu-img".into(),
+                "convert".into(),
+                "--object".into(),
+                "secret,id=old,file=OLD".into(),
+                "--object".into(),
+                "secret,id=new,file=NEW".into(),
+                "--image-opts".into(),
+                aes_options(layer),
+                "-O".into(),
+                "qcow2".into(),
+                "-o".into(),
+                "encrypt.format=luks,encrypt.key-secret=new".into(),
+                "NEW.qcow2".into(),
             ])
             .saying("with the passphrases in the files OLD and NEW; the copy has no backing image"),
         ),
@@ -171,6 +169,21 @@ fn encrypted(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
             Cure::advice("restore the header from a backup of the image"),
         ),
     }
+}
+
+/// What `--image-opts` takes for an image in the old encryption.
+fn aes_options(layer: &Layer) -> OsString {
+    let driver = layer.format;
+    let options = format!("driver={driver},encrypt.format=aes,encrypt.key-secret=old,file.filename=");
+    let mut bytes = options.into_bytes();
+    for byte in layer.word().into_vec() {
+        bytes.push(byte);
+        // In a list of options a comma is written twice.
+        if byte == b',' {
+            bytes.push(byte);
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 fn list(names: &[String]) -> String {
@@ -248,7 +261,7 @@ fn bitmaps(examination: &mut Examination<'_>, number: usize, layer: &Layer, head
                         at(),
                         format!("the bitmap '{}' is open, or its writer was killed before it could save it", bitmap.name),
                         "unless a guest is running, it does not say any more what has changed, and QEMU refuses to use it",
-                        Cure::command(["qemu-img", "bitmap", "-f", "qcow2", "--remove", &layer.name(), &bitmap.name])
+                        Cure::command(["qemu-img".into(), "bitmap".into(), "-f".into(), "qcow2".into(), "--remove".into(), layer.word(), bitmap.name.into()])
                             .saying("unless a guest is running, and take a full backup"),
                     );
                 }

@@ -1,7 +1,7 @@
 //! External data files: whether they are there, large enough, nobody else's, and seen by libvirt.
 
 use super::{Code, Cure, Examination, Severity, access, ending, libvirt_walk, search};
-use crate::chain::{DataFileLayer, Layer, LayerFile};
+use crate::chain::{DataFileLayer, Layer, LayerFile, unmistakable};
 use catena_engine::{ErrorKind, StorageBytes};
 
 pub(super) fn check(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
@@ -66,13 +66,10 @@ fn missing(
                 candidates.as_slice(),
                 data_file.source.as_ref().and_then(|source| source.path()),
             ) {
-                ([one], Some(path)) => Cure::command([
-                    "ln".to_owned(),
-                    "-s".to_owned(),
-                    one.display().to_string(),
-                    path.display().to_string(),
-                ])
-                .saying("if that is the file"),
+                ([one], Some(path)) => {
+                    Cure::command(["ln".as_ref(), "-s".as_ref(), one.as_os_str(), path.as_os_str()])
+                        .saying("if that is the file")
+                }
                 _ => Cure::advice(advice),
             };
             examination.find(
@@ -118,6 +115,8 @@ fn size(
     };
     if raw && have < disk {
         let path = name_of(data_file);
+        let source = data_file.source.as_ref().and_then(|source| source.path());
+        let word = source.map_or_else(|| path.clone().into(), |path| unmistakable(path.as_os_str()));
         examination.find(
             Code::DataFileShort,
             Severity::Warning,
@@ -125,7 +124,7 @@ fn size(
             format!("the data file has {have} bytes, the disk {disk}, although the data file is the disk's raw image"),
             "the end of the disk reads as zeros, and whoever uses the data file by itself sees a smaller disk; if it was \
              cut, data is lost",
-            Cure::command(["truncate".to_owned(), format!("--size={disk}"), path])
+            Cure::command(["truncate".into(), format!("--size={disk}").into(), word])
                 .saying("if nothing was cut off"),
         );
     }

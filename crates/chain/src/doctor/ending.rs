@@ -1,8 +1,8 @@
 //! How the chain ends: where it goes on unseen, and where and why it breaks.
 
 use super::search::{Candidate, candidates, namesakes};
-use super::{Code, Cure, Examination, Severity, access, recording_cure};
-use crate::chain::{Break, End, Layer, OpenEnd};
+use super::{Code, Cure, Examination, Severity, access, record, recording_cure};
+use crate::chain::{Break, End, Layer, OpenEnd, unmistakable};
 use crate::detect::{Start, quoted};
 use crate::reference::Source;
 use catena_engine::{ErrorKind, StorageBytes};
@@ -125,7 +125,7 @@ fn broken_at(examination: &mut Examination<'_>, broken: &Break) {
                 error.message()
             ),
             format!("neither libvirt nor Catena can find the backing image; {below}"),
-            by_hand(&at.1, "name the right image"),
+            by_hand(examination, "name the right image"),
         ),
         _ => {
             let number = examination.chain.layers.len();
@@ -202,7 +202,7 @@ fn format_unknown(examination: &mut Examination<'_>, broken: &Break, at: (usize,
             at.clone(),
             format!("the format of the backing image '{}' is not recorded", link.text),
             format!("the chain is refused ({})", error.message()),
-            by_hand(&at.1, "only you can know the format; record it"),
+            by_hand(examination, "only you can know the format; record it"),
         );
     };
     let cure = recording_cure(overlay, *format).saying(
@@ -221,10 +221,11 @@ fn format_unknown(examination: &mut Examination<'_>, broken: &Break, at: (usize,
 }
 
 /// A relink that only a person can complete.
-fn by_hand(overlay: &str, what: &str) -> Cure {
+fn by_hand(examination: &Examination<'_>, what: &str) -> Cure {
+    let overlay = examination.chain.layers.last().map(Layer::word);
     Cure::advice(format!(
         "{what}: catena relink {} --backing IMAGE --backing-format FORMAT --unsafe",
-        quoted(overlay)
+        quoted(overlay.unwrap_or_default())
     ))
 }
 
@@ -251,7 +252,9 @@ fn other_format(examination: &Examination<'_>, broken: &Break) -> Cure {
 
 fn as_unsafe(mut cure: Cure) -> Cure {
     for command in &mut cure.commands {
-        command.push("--unsafe".to_owned());
+        if command.first().is_some_and(|program| program == "catena") {
+            command.push("--unsafe".into());
+        }
     }
     cure
 }
@@ -334,7 +337,7 @@ fn refused(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
 }
 
 fn loops(examination: &mut Examination<'_>, broken: &Break, at: (usize, String)) {
-    let cure = by_hand(&at.1, "name the image that this one was made over");
+    let cure = by_hand(examination, "name the image that this one was made over");
     let path = broken.source.as_ref().and_then(Source::path);
     let object = path
         .and_then(|path| std::fs::metadata(path).ok())
@@ -381,7 +384,7 @@ fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
         _ => Cure::advice(format!(
             "put the image back, or find it ('catena doctor --search DIR {}') and record where it is: 'catena relink' with \
              --unsafe",
-            quoted(&overlay.name())
+            quoted(overlay.word())
         )),
     };
     let names = listed(found.iter().map(|candidate| candidate.path.as_path()));
@@ -459,7 +462,7 @@ fn listed<'p>(paths: impl ExactSizeIterator<Item = &'p Path>) -> String {
 fn unsafe_relink(overlay: &Layer, found: &Candidate, missing: Option<&Source>) -> Cure {
     let real = |path: &Path| {
         let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        whole.display().to_string()
+        whole.into_os_string()
     };
     // A name beside the overlay stays right when both move together.
     let folder = |path: &Path| path.parent().map(Path::to_owned);
@@ -470,7 +473,7 @@ fn unsafe_relink(overlay: &Layer, found: &Candidate, missing: Option<&Source>) -
         .as_ref()
         .is_some_and(|link| !link.name.starts_with('/'));
     let name = match found.path.file_name().filter(|_| beside && relative) {
-        Some(name) => name.to_string_lossy().into_owned(),
+        Some(name) => unmistakable(name),
         None => real(&found.path),
     };
     if overlay.header.is_none() {
@@ -478,9 +481,14 @@ fn unsafe_relink(overlay: &Layer, found: &Candidate, missing: Option<&Source>) -
         let Some(expected) = missing.and_then(Source::path) else {
             return Cure::advice("put the image where its overlay expects it");
         };
-        return Cure::command(["ln", "-s", &real(&found.path), &expected.display().to_string()]);
+        return Cure::command([
+            "ln".into(),
+            "-s".into(),
+            real(&found.path),
+            expected.as_os_str().to_owned(),
+        ]);
     }
-    let cure = as_unsafe(Cure::relink(&overlay.name(), &name, found.format.as_str()));
+    let cure = as_unsafe(record(overlay, &name, found.format));
     if found.proven {
         cure
     } else {

@@ -1,7 +1,9 @@
 //! What the doctor finds: a code to match on, how bad it is, where, why, what follows, and what to do.
 
+use crate::chain::unmistakable;
 use crate::detect::quoted;
 use catena_format::Format;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -60,7 +62,7 @@ pub struct Cure {
     /// A sentence; `None` where the commands say it all, or nothing needs to be done.
     pub advice: Option<String>,
     /// Commands to run in turn, each as its words.
-    pub commands: Vec<Vec<String>>,
+    pub commands: Vec<Vec<OsString>>,
     /// The change of a header that cures it without changing what any guest sees. The doctor can make it by itself.
     pub fix: Option<Fix>,
 }
@@ -91,30 +93,26 @@ impl Cure {
     }
 
     /// A command.
-    pub fn command<W: Into<String>>(words: impl IntoIterator<Item = W>) -> Self {
+    pub fn command<W: Into<OsString>>(words: impl IntoIterator<Item = W>) -> Self {
         Self::default().and(words)
     }
 
     /// The command that makes an overlay record a backing image.
-    pub fn relink(overlay: &str, name: &str, format: &str) -> Self {
-        // What starts like an option must not be taken for one.
-        let overlay = match overlay.strip_prefix('-') {
-            Some(_) => format!("./{overlay}"),
-            None => overlay.to_owned(),
-        };
-        let mut words = vec!["catena".to_owned(), "relink".to_owned(), overlay];
+    pub fn relink(overlay: impl AsRef<OsStr>, name: &str, format: &str) -> Self {
+        let overlay = unmistakable(overlay.as_ref());
+        let mut words: Vec<OsString> = vec!["catena".into(), "relink".into(), overlay];
         if name.starts_with('-') {
-            words.push(format!("--backing={name}"));
+            words.push(format!("--backing={name}").into());
         } else {
-            words.extend(["--backing".to_owned(), name.to_owned()]);
+            words.extend(["--backing".into(), name.into()]);
         }
-        words.extend(["--backing-format".to_owned(), format.to_owned()]);
+        words.extend(["--backing-format".into(), format.into()]);
         Self::command(words)
     }
 
     /// A further command.
     #[must_use]
-    pub fn and<W: Into<String>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
+    pub fn and<W: Into<OsString>>(mut self, words: impl IntoIterator<Item = W>) -> Self {
         self.commands.push(words.into_iter().map(Into::into).collect());
         self
     }
@@ -133,10 +131,10 @@ impl Cure {
         self
     }
 
-    /// The commands as a shell takes them.
+    /// The commands as a shell takes them, in characters that can be printed.
     pub fn command_lines(&self) -> impl Iterator<Item = String> {
         self.commands.iter().map(|words| {
-            let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+            let words: Vec<_> = words.iter().map(quoted).collect();
             words.join(" ")
         })
     }
@@ -307,5 +305,24 @@ mod tests {
         );
         let lines: Vec<_> = Cure::relink("-f", "-F", "raw").command_lines().collect();
         assert_eq!(lines, ["catena relink ./-f --backing=-F --backing-format raw"]);
+    }
+
+    #[test]
+    fn names_that_cannot_be_printed_are_written_as_bash_has_them() {
+        use std::os::unix::ffi::OsStrExt;
+        for (name, expected) in [
+            (b"a\nb\x1b[2J\tc'\\".as_slice(), r"$'a\nb\x1b[2J\tc\'\\'"),
+            (b"d\xff\xc3\xa9 e", r"$'d\xffé e'"),
+            ("f\u{202e}g\u{85}".as_bytes(), r"$'f\xe2\x80\xaeg\xc2\x85'"),
+            (b"", "''"),
+        ] {
+            let name = OsStr::from_bytes(name);
+            assert_eq!(quoted(name), expected);
+            let echoed = std::process::Command::new("bash")
+                .args(["-c", &format!("printf %s {expected}")])
+                .output()
+                .unwrap();
+            assert_eq!(OsStr::from_bytes(&echoed.stdout), name);
+        }
     }
 }

@@ -195,7 +195,7 @@ fn look_alike(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
             Cure::advice(format!(
                 "if the image is {found}, its overlay must record it; do so only if no guest could write the image: 'catena \
                  relink OVERLAY --backing {} --backing-format {found} --unsafe'",
-                crate::detect::quoted(&layer.name())
+                crate::detect::quoted(layer.word())
             )),
         ),
     }

@@ -53,7 +53,7 @@ fn place(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
         .map(|backing| backing.format);
     let fits = name.name.len() as u64 <= u64::from(limits::BACKING_NAME_BYTES);
     let cure = match (format.and_then(|format| recording(layer, format)), fits) {
-        (Some(fix), true) => Cure::relink(&layer.name(), &fix.name, fix.format.as_str())
+        (Some(fix), true) => Cure::relink(layer.word(), &fix.name, fix.format.as_str())
             .saying("writing the same name again puts it into the first cluster")
             .by(fix),
         _ => Cure::advice("record the backing image again once it can be opened: 'catena relink'"),

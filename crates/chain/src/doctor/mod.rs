@@ -34,6 +34,8 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::policy::Policy;
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Missing backing images that are gone past in one examination because they were found again.
@@ -221,11 +223,35 @@ fn recording(overlay: &Layer, format: catena_format::Format) -> Option<Fix> {
 
 /// That change as a cure: by command, or by advice where the overlay's format cannot record it.
 fn recording_cure(overlay: &Layer, format: catena_format::Format) -> Cure {
-    match recording(overlay, format) {
-        Some(fix) => Cure::relink(&overlay.name(), &fix.name, format.as_str()),
+    if let Some(fix) = recording(overlay, format) {
+        return Cure::relink(overlay.word(), &fix.name, format.as_str());
+    }
+    let bytes = overlay.header.as_ref().and_then(|header| header.backing.as_ref());
+    match bytes.filter(|recorded| format.qemu().is_some() && !recorded.name.contains(&0)) {
+        Some(recorded) => record(overlay, OsStr::from_bytes(&recorded.name), format),
         None => Cure::advice(format!(
             "a {} image cannot record this; make a qcow2 overlay of it",
             overlay.format
         )),
+    }
+}
+
+/// The command that makes a qcow2 overlay record a name: ours, which checks, where the name is text.
+fn record(overlay: &Layer, name: &OsStr, format: catena_format::Format) -> Cure {
+    match name.to_str() {
+        Some(name) => Cure::relink(overlay.word(), name, format.as_str()),
+        None => Cure::command([
+            "qemu-img".into(),
+            "rebase".into(),
+            "-u".into(),
+            "-f".into(),
+            overlay.format.to_string().into(),
+            "-F".into(),
+            format.qemu().unwrap_or(format.as_str()).into(),
+            "-b".into(),
+            name.to_owned(),
+            overlay.word(),
+        ])
+        .saying("the name is not UTF-8 text, which 'catena relink' does not take; qemu-img checks nothing"),
     }
 }

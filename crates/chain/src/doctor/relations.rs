@@ -36,12 +36,12 @@ fn size(examination: &mut Examination<'_>, number: usize, overlay: &Layer, backi
                 below - above
             ),
             Cure::command([
-                "qemu-img".to_owned(),
-                "resize".to_owned(),
-                "-f".to_owned(),
-                overlay.format.to_string(),
-                overlay.name(),
-                below.to_string(),
+                "qemu-img".into(),
+                "resize".into(),
+                "-f".into(),
+                overlay.format.to_string().into(),
+                overlay.word(),
+                below.to_string().into(),
             ])
             .saying("if the guest is meant to see all of it, while it is off"),
         );
@@ -117,7 +117,7 @@ fn age(examination: &mut Examination<'_>, number: usize, overlay: &Layer, backin
             Cure::advice(format!(
                 "find out what wrote {}; if that was a guest or a new version of the image, restore it from a backup, or give \
                  up the overlay",
-                quoted(&backing.name())
+                quoted(backing.word())
             )),
         );
     }
@@ -164,7 +164,7 @@ fn writable(examination: &mut Examination<'_>, number: usize, overlay: &Layer, b
     let mut cure = Cure::none();
     if below.st_mode & (Mode::WGRP | Mode::WOTH).as_raw_mode() != 0 {
         // With an access control list, the group's bits are the mask over all that is in it.
-        cure = Cure::command(["chmod".to_owned(), "go-w".to_owned(), backing.name()]);
+        cure = Cure::command(["chmod".into(), "go-w".into(), backing.word()]);
     }
     examination.find(
         Code::BaseWritable,

@@ -223,7 +223,7 @@ fn changeable_header(overlay: &Layer) -> Result<&Header> {
         .with_path(overlay.name())
         .with_hint(format!(
             "repair it first: qemu-img check -r all {}",
-            quoted(&overlay.name())
+            quoted(overlay.word())
         )));
     }
     Ok(header)

@@ -76,7 +76,7 @@ impl Lab {
     pub fn cure(&self, top: &str, finding: &Finding) {
         assert!(!finding.cure.commands.is_empty(), "{finding:#?}");
         for words in &finding.cure.commands {
-            let words: Vec<_> = words.iter().map(String::as_str).collect();
+            let words: Vec<_> = words.iter().filter_map(|word| word.to_str()).collect();
             match words.as_slice() {
                 [
                     "catena",

@@ -212,7 +212,7 @@ fn a_renamed_backing_image_is_found_by_format_and_size() {
         "{finding:#?}"
     );
     assert!(
-        finding.cure.commands[0].contains(&"golden.qcow2".to_owned()),
+        finding.cure.commands[0].contains(&"golden.qcow2".into()),
         "{finding:#?}"
     );
     lab.cure("top.qcow2", &finding);
@@ -347,4 +347,40 @@ fn a_name_that_libvirt_does_not_see_is_an_error() {
     lab.lacks("top.qcow2", Code::NameOutsideFirstCluster);
     lab.cure("top.qcow2", &finding);
     lab.img("check -q -f qcow2 top.qcow2");
+}
+
+#[test]
+fn names_that_are_no_text_are_cured_by_their_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let lab = Lab::new();
+    let bash = |line: &str| lab.run("bash", &["-c", line]);
+    bash(r"qemu-img create -q -f qcow2 $'base\xff.qcow2' 1M");
+    bash(r"qemu-img create -q -f qcow2 -b $'base\xff.qcow2' -F qcow2 $'top\n\x1b\xff.qcow2'");
+    let image = lab
+        .path("")
+        .join(std::ffi::OsStr::from_bytes(b"top\n\x1b\xff.qcow2"));
+    std::fs::rename(&image, lab.path("plain")).unwrap();
+    lab.forget_format("plain");
+    std::fs::rename(lab.path("plain"), &image).unwrap();
+    let policy = Policy::libvirt();
+    let look = |options: &Options<'_>| examine_fully(&detect(&Start::at(&image, None), &policy), options);
+    let lacks = |code| {
+        let found = look(&Options::new(&policy));
+        assert!(found.iter().all(|finding| finding.code != code), "{found:#?}");
+    };
+    let finding = one(&look(&Options::new(&policy)), Code::FormatNotRecorded);
+    let lines: Vec<_> = finding.cure.command_lines().collect();
+    assert_eq!(lines.len(), 1, "{finding:#?}");
+    assert!(!lines[0].contains(['\u{fffd}', '\n', '\u{1b}']), "{lines:?}");
+    bash(&lines[0]);
+    lacks(Code::FormatNotRecorded);
+
+    // Found elsewhere again.
+    std::fs::create_dir(lab.path("sub")).unwrap();
+    bash(r"mv $'base\xff.qcow2' sub/");
+    let options = Options::new(&policy).search([lab.path("sub")]);
+    let finding = one(&look(&options), Code::BackingMissing);
+    assert_eq!(finding.cure.commands.len(), 1, "{finding:#?}");
+    finding.cure.command_lines().for_each(|line| bash(&line));
+    lacks(Code::BackingMissing);
 }

@@ -293,7 +293,8 @@ fn write_finding(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
         write_sentence(out, "cure: ", advice)?;
     }
     for line in finding.cure.command_lines() {
-        writeln!(out, "    $ {}", text::printable(&line))?;
+        // Quoted, it can be printed, and is what the shell takes.
+        writeln!(out, "    $ {line}")?;
     }
     Ok(())
 }

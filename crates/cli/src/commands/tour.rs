@@ -16,6 +16,7 @@ use catena::ops::Silent;
 use catena::ops::hash::{self, Digests};
 use catena::{Format, Policy, Result, Start, detect};
 use stage::{Stage, astray, set_mode, system};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -209,7 +210,7 @@ fn ask(
 /// Runs the commands of the cures.
 fn cure(stage: &Stage, findings: &[Finding]) -> Result<(), CommandError> {
     for command in findings.iter().flat_map(|finding| &finding.cure.commands) {
-        let words: Vec<_> = command.iter().map(String::as_str).collect();
+        let words: Vec<_> = command.iter().filter_map(|word| word.to_str()).collect();
         match words.as_slice() {
             ["catena", words @ ..] => stage.catena_succeeds(words)?,
             ["setfacl", "-m", entry, path] => {
@@ -221,8 +222,8 @@ fn cure(stage: &Stage, findings: &[Finding]) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn command_line(words: &[String]) -> String {
-    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+fn command_line(words: &[OsString]) -> String {
+    let words: Vec<_> = words.iter().map(quoted).collect();
     words.join(" ")
 }
 

@@ -100,7 +100,7 @@ impl Stage {
 
     /// Shows a command of Catena and runs it as it stands. What it prints, it prints; what is wrong, it says.
     pub fn catena(&self, words: &[&str]) -> Result<ExitCode, CommandError> {
-        let quoted: Vec<_> = words.iter().map(|word| catena::detect::quoted(word)).collect();
+        let quoted: Vec<_> = words.iter().map(catena::detect::quoted).collect();
         self.prompt(&format!("catena {}", quoted.join(" ")))?;
         let words = std::iter::once("catena").chain(words.iter().copied());
         let cli = Cli::try_parse_from(words)
