@@ -161,6 +161,13 @@ fn a_damaged_entry_is_shown_and_the_status_is_1() {
         answer.out
     );
     assert!(
+        answer
+            .err
+            .ends_with("hint: 'qemu-img check top.qcow2' tells all that is damaged\n"),
+        "{}",
+        answer.err
+    );
+    assert!(
         answer.err.starts_with(
             "catena: top.qcow2: the mapping of guest offset 0x10000 is damaged (at offset 0x40008)"
         ),

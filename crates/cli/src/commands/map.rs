@@ -7,6 +7,7 @@ use crate::output;
 use crate::target::{TargetArgs, warn_probed};
 use crate::text;
 use anstyle::{AnsiColor, Style};
+use catena::detect::quoted;
 use catena::{Chain, Error, ErrorKind, Extent, ExtentKind, Extents, GuestOffset, HostOffset};
 use catena_engine::FileRole;
 use clap::ValueEnum;
@@ -139,9 +140,10 @@ fn damage(extent: &Extent, entry: HostOffset, names: &[Names]) -> Error {
     let message = format!("the mapping of guest offset {} is damaged", extent.start);
     let error = Error::new(ErrorKind::Corrupt, message).at(entry.0);
     match layer_of(names, extent.layer) {
-        Some(names) => error
-            .with_path(&names.image)
-            .with_hint("'catena check' tells all that is damaged"),
+        Some(names) => error.with_path(&names.image).with_hint(format!(
+            "'qemu-img check {}' tells all that is damaged",
+            quoted(&names.image)
+        )),
         None => error,
     }
 }
