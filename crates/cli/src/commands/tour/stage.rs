@@ -25,12 +25,25 @@ const INTERRUPTED: i32 = 130;
 /// The folder, which is also the current one, and what is said.
 #[derive(Debug)]
 pub struct Stage {
+    /// Comes first because it is dropped first.
+    _interrupt: Interrupt,
     folder: TempDir,
     /// The current folder before.
     home: PathBuf,
     steps: usize,
     step: usize,
     pauses: bool,
+}
+
+/// The folder that an interrupt removes, locked from then on. Dropping this waits for the end of the process if there is
+/// an interrupt: that the folder has gone is then no error of the tour's.
+#[derive(Debug)]
+struct Interrupt(Arc<Mutex<Option<PathBuf>>>);
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        drop(self.0.lock());
+    }
 }
 
 impl Stage {
@@ -40,12 +53,13 @@ impl Stage {
     pub fn open(steps: usize, pauses: bool) -> Result<Self> {
         let home = std::env::current_dir().map_err(|error| system(error, "there is no current folder"))?;
         let parent = parent();
-        // Held while the folder is made, so that no interrupt comes between it and the note of it.
-        let made = Arc::new(Mutex::new(None::<PathBuf>));
-        let note = Arc::clone(&made);
-        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held while the folder is made and entered, so that no interrupt comes between that and the note of it.
+        let shared = Arc::new(Mutex::new(None::<PathBuf>));
+        let note = Arc::clone(&shared);
+        let mut made = shared.lock().unwrap_or_else(PoisonError::into_inner);
         ctrlc::set_handler(move || {
-            if let Some(path) = &*note.lock().unwrap_or_else(PoisonError::into_inner) {
+            let note = note.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(path) = &*note {
                 remove(path);
             }
             std::process::exit(INTERRUPTED);
@@ -56,12 +70,13 @@ impl Stage {
             .tempdir_in(&parent)
             .map_err(|error| system(error, "cannot make a temporary folder").with_path(&parent))?;
         *made = Some(folder.path().to_owned());
-        drop(made);
         // Other users are to be asked about the files in it, so they must come that far.
         set_mode(folder.path(), 0o755)?;
         std::env::set_current_dir(folder.path())
             .map_err(|error| system(error, "cannot enter it").with_path(folder.path()))?;
+        drop(made);
         Ok(Self {
+            _interrupt: Interrupt(shared),
             folder,
             home,
             steps,
