@@ -1,45 +1,23 @@
 //! What the tests of the command share: images made by qemu-img, and the command run on them.
 
-use std::path::Path;
+use catena_testkit::Folder;
+use std::ops::Deref;
 use std::process::{Command, Output};
 
-/// A folder of images.
-pub struct Images(tempfile::TempDir);
+/// A folder of images, in which the command is run too.
+pub struct Images(Folder);
+
+impl Deref for Images {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.0
+    }
+}
 
 impl Images {
     pub fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Runs a program there; it must succeed.
-    pub fn run(&self, program: &str, args: &[&str]) -> String {
-        let output = Command::new(program)
-            .current_dir(self.path())
-            .args(args)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{program} {args:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    pub fn img(&self, args: &str) -> String {
-        self.run("qemu-img", &args.split(' ').collect::<Vec<_>>())
-    }
-
-    /// Runs qemu-io's commands on an image.
-    pub fn io(&self, format: &str, image: &str, commands: &[&str]) {
-        let mut args = vec!["-f", format];
-        args.extend(commands.iter().flat_map(|command| ["-c", command]));
-        args.push(image);
-        self.run("qemu-io", &args);
+        Self(Folder::new())
     }
 
     /// Runs the command there, on a page of 80 Unicode columns.
