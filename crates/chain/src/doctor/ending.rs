@@ -1,13 +1,14 @@
 //! How the chain ends: where it goes on unseen, and where and why it breaks.
 
+use super::links::plain_recording_cure;
 use super::search::{Candidate, candidates, namesakes};
-use super::{Code, Cure, Examination, Severity, access, record, recording_cure};
+use super::{Code, Cure, Examination, Severity, access, as_unsafe, record, recording_cure};
 use crate::chain::{Break, End, Layer, OpenEnd, unmistakable};
 use crate::detect::{Start, quoted};
 use crate::reference::Source;
 use catena_engine::{ErrorKind, StorageBytes};
 use catena_format::{Description, Format, recognise};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Layers from which on libvirt 10.8 to 11.x fails to start a guest (measured: JSON may nest 31 levels).
@@ -133,6 +134,9 @@ fn broken_at(examination: &mut Examination<'_>, broken: &Break) {
                 .source
                 .as_ref()
                 .map_or_else(|| at.1.clone(), ToString::to_string);
+            if let Some(kind) = broken.source.as_ref().and_then(no_image) {
+                return no_file(examination, broken, (number, name), kind);
+            }
             let what = if broken.link.is_some() {
                 "the backing image"
             } else {
@@ -164,6 +168,41 @@ fn broken_at(examination: &mut Examination<'_>, broken: &Break) {
     if looked_at {
         access::check_source(examination, broken.source.as_ref());
     }
+}
+
+/// What a name leads to that nothing can be read from as from a disk.
+fn no_image(source: &Source) -> Option<&'static str> {
+    let kind = std::fs::metadata(source.path()?).ok()?.file_type();
+    [
+        (kind.is_dir(), "a directory"),
+        (kind.is_char_device(), "a character device"),
+        (kind.is_fifo(), "a FIFO"),
+        (kind.is_socket(), "a socket"),
+    ]
+    .into_iter()
+    .find_map(|(is, what)| is.then_some(what))
+}
+
+/// Something that is there and is no image.
+fn no_file(examination: &mut Examination<'_>, broken: &Break, at: (usize, String), kind: &str) {
+    let (what, cure) = match &broken.link {
+        Some(_) => (
+            "the backing image",
+            by_hand(examination, "record the image that is meant instead"),
+        ),
+        None => (
+            "the image",
+            Cure::advice("name the image itself: a regular file or a block device"),
+        ),
+    };
+    examination.find(
+        Code::Unreadable,
+        Severity::Error,
+        at,
+        format!("{what} is {kind}; an image is a regular file or a block device"),
+        "no guest starts from it",
+        cure,
+    );
 }
 
 fn format_unknown(examination: &mut Examination<'_>, broken: &Break, at: (usize, String)) {
@@ -235,28 +274,14 @@ fn other_format(examination: &Examination<'_>, broken: &Break) -> Cure {
     const ADVICE: &str = "if the backing image is what it should be and no guest could write to it, record the format it is \
                           in; if it was overwritten, restore it";
     let path = broken.source.as_ref().and_then(Source::path);
-    let found = path
+    let format = path
         .and_then(|path| examination.options.policy.open(path).ok())
-        .and_then(|file| recognise::recognise(&StorageBytes::new(&file).ok()?).ok());
-    let format = match found.as_deref() {
-        Some([]) => Some(Format::Raw),
-        Some([one]) => Some(*one),
-        _ => None,
-    };
+        .and_then(|file| recognise::probe_as_qemu(&StorageBytes::new(&file).ok()?, None).ok());
     let overlay = examination.chain.layers.last();
     match overlay.zip(format) {
-        Some((overlay, format)) => as_unsafe(recording_cure(overlay, format)).saying(ADVICE),
+        Some((overlay, format)) => as_unsafe(plain_recording_cure(overlay, format)).saying(ADVICE),
         None => Cure::advice(ADVICE),
     }
-}
-
-fn as_unsafe(mut cure: Cure) -> Cure {
-    for command in &mut cure.commands {
-        if command.first().is_some_and(|program| program == "catena") {
-            command.push("--unsafe".into());
-        }
-    }
-    cure
 }
 
 /// Which of the three criteria for recording a probed format hold (libvirt's page on backing chains).

@@ -1,6 +1,7 @@
 //! Formats: which are recorded, what the words mean to whom, and whether the images are in them.
 
-use super::{Code, Cure, Examination, Severity, libvirt_walk, recording, recording_cure};
+use super::links::plain_recording_cure;
+use super::{Code, Cure, Examination, Severity, as_unsafe, libvirt_walk, recording, recording_cure};
 use crate::chain::{Consent, Layer, Origin};
 use catena_engine::StorageBytes;
 use catena_format::{Format, recognise};
@@ -139,14 +140,21 @@ fn look_alike(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
     let Ok(bytes) = StorageBytes::new(&file.storage) else {
         return;
     };
-    let Ok(matches) = recognise::recognise(&bytes) else {
+    let (Ok(mut matches), Ok(qemu), Ok(libvirt)) = (
+        recognise::recognise(&bytes),
+        recognise::probe_as_qemu(&bytes, None),
+        recognise::probe_as_libvirt(&bytes),
+    ) else {
         return;
     };
+    // A guest can write a footer or a descriptor onto its raw disk, and nobody takes the disk for an image because of it.
+    matches.retain(|format| {
+        let by_its_start = !matches!(format, Format::Vpc | Format::Dmg | Format::Vmdk);
+        by_its_start || [qemu, libvirt, layer.format].contains(format)
+    });
     let at = || (number, layer.name());
     if matches.len() > 1 {
         let names: Vec<_> = matches.iter().map(|format| format.as_str()).collect();
-        let libvirt = recognise::probe_as_libvirt(&bytes).map_or("raw", Format::as_str);
-        let qemu = recognise::probe_as_qemu(&bytes, None).map_or("raw", Format::as_str);
         examination.find(
             Code::FormatAmbiguous,
             Severity::Warning,
@@ -161,17 +169,25 @@ fn look_alike(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
         );
         return;
     }
-    let Some(found) = matches.first().filter(|_| layer.format == Format::Raw) else {
+    if layer.format != Format::Raw {
         return;
-    };
+    }
+    let overlay = number
+        .checked_sub(1)
+        .and_then(|above| examination.chain.layers.get(above));
     let who = match layer.origin {
         Origin::Recorded => "its overlay records raw",
+        Origin::Specified if examination.first > 0 => "its overlay records raw",
         Origin::Specified => "it was given as raw",
         Origin::Probed(_) => return,
     };
+    // libvirt knows LUKS 2 as well, QEMU does not.
+    let found = match matches.as_slice() {
+        [Format::Luks] => Format::Luks,
+        _ => qemu,
+    };
     match found {
-        // A raw image by another name.
-        Format::Iso => {}
+        Format::Raw => {}
         Format::Luks => examination.find(
             Code::LuksInRaw,
             Severity::Warning,
@@ -192,11 +208,25 @@ fn look_alike(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
                 "the guest sees the bytes of the {found} file, not the disk in it; that is as it should be only if a guest \
                  keeps a disk image on this disk, or tries to pass one off"
             ),
-            Cure::advice(format!(
-                "if the image is {found}, its overlay must record it; do so only if no guest could write the image: 'catena \
-                 relink OVERLAY --backing {} --backing-format {found} --unsafe'",
-                crate::detect::quoted(layer.word())
-            )),
+            recognised_cure(overlay, found, examination.first == 0),
         ),
     }
+}
+
+/// What to do about an image that is said to be raw and is something else to QEMU.
+fn recognised_cure(overlay: Option<&Layer>, found: Format, is_active: bool) -> Cure {
+    let Some(overlay) = overlay else {
+        if !is_active {
+            return Cure::advice(format!(
+                "if it is meant to be {found}, record that with its new place"
+            ));
+        }
+        return Cure::advice(format!(
+            "if the image is {found} and no guest could write it, give that as its format, here with '-f {found}'"
+        ));
+    };
+    as_unsafe(plain_recording_cure(overlay, found)).saying(format!(
+        "if the image is meant to be {found} and no guest could write it, its overlay must record that; this changes what the \
+         guest sees, from the bytes of the file to the disk in it"
+    ))
 }

@@ -214,9 +214,11 @@ fn recording(overlay: &Layer, format: catena_format::Format) -> Option<Fix> {
     overlay.header.as_ref()?;
     let utf8 = !recorded.lossy && !recorded.name.is_empty();
     format.qemu().filter(|_| utf8)?;
+    // A relative name must be a plain one for all to find the same.
+    let plain = links::plain_name(overlay).filter(|plain| !plain.starts_with('/'));
     Some(Fix {
         image: overlay.path()?.to_owned(),
-        name: recorded.name.clone(),
+        name: plain.unwrap_or_else(|| recorded.name.clone()),
         format,
     })
 }
@@ -254,4 +256,14 @@ fn record(overlay: &Layer, name: &OsStr, format: catena_format::Format) -> Cure 
         ])
         .saying("the name is not UTF-8 text, which 'catena relink' does not take; qemu-img checks nothing"),
     }
+}
+
+/// The same by commands that do not check what the guest sees.
+fn as_unsafe(mut cure: Cure) -> Cure {
+    for command in &mut cure.commands {
+        if command.first().is_some_and(|program| program == "catena") {
+            command.push("--unsafe".into());
+        }
+    }
+    cure
 }

@@ -133,6 +133,64 @@ fn an_image_recorded_as_raw_that_is_not_is_a_warning() {
         finding.cause.contains("has the header of a qcow2 image"),
         "{finding:#?}"
     );
+    let lines: Vec<_> = finding.cure.command_lines().collect();
+    let top = lab.shown("top.qcow2");
+    assert_eq!(
+        lines,
+        [format!(
+            "catena relink {top} --backing base.qcow2 --backing-format qcow2 --unsafe"
+        )]
+    );
+    assert!(
+        finding
+            .cure
+            .advice
+            .as_ref()
+            .unwrap()
+            .contains("what the guest sees")
+    );
+    lab.cure("top.qcow2", &finding);
+}
+
+#[test]
+fn a_format_that_the_user_gave_wrongly_is_for_the_user_to_give_rightly() {
+    let lab = two();
+    let policy = Policy::libvirt();
+    let chain = detect(&Start::at(lab.path("base.qcow2"), Some(Format::Raw)), &policy);
+    let finding = one(
+        &examine_fully(&chain, &Options::new(&policy)),
+        Code::FormatMismatch,
+    );
+    assert!(finding.cure.commands.is_empty(), "{finding:#?}");
+    assert!(finding.cure.advice.unwrap().contains("'-f qcow2'"));
+}
+
+#[test]
+fn what_a_guest_wrote_to_the_end_of_its_raw_disk_is_no_format() {
+    let lab = Lab::new();
+    lab.img("create -q -f vpc -o subformat=fixed,force_size=on footer.vpc 1M");
+    lab.img("create -q -f qcow2 -b footer.vpc -F raw top.qcow2");
+    lab.lacks("top.qcow2", Code::FormatMismatch);
+    lab.lacks("top.qcow2", Code::FormatAmbiguous);
+}
+
+#[test]
+fn what_is_no_file_is_not_to_be_restored_from_a_backup() {
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("dir")).unwrap();
+    lab.run("mkfifo", &["fifo"]);
+    for (name, kind) in [
+        ("/dev/null", "character device"),
+        ("dir", "directory"),
+        ("fifo", "FIFO"),
+    ] {
+        lab.img(&format!("create -q -u -f qcow2 -b {name} -F raw top.qcow2 1M"));
+        let finding = lab.finding("top.qcow2", Code::Unreadable);
+        assert_eq!((finding.severity, finding.layer), (Severity::Error, 1));
+        assert!(finding.cause.contains(&format!("is a {kind}")), "{finding:#?}");
+        let advice = finding.cure.advice.unwrap();
+        assert!(advice.starts_with("record the image that is meant"), "{advice}");
+    }
 }
 
 #[test]
@@ -298,6 +356,12 @@ fn references_that_are_read_differently_or_not_at_all_are_reported() {
     );
     let finding = lab.finding("top.qcow2", Code::ReferenceDiffers);
     assert_at(&finding, Severity::Warning, 0, &lab.path("top.qcow2"));
+    // The plain name means the same file.
+    assert!(finding.cure.fix.is_some(), "{finding:#?}");
+    lab.cure("top.qcow2", &finding);
+    lab.img("create -q -u -f qcow2 -F qcow2 -b file:base.qcow2 url.qcow2 1M");
+    let finding = lab.finding("url.qcow2", Code::ReferenceDiffers);
+    lab.cure("url.qcow2", &finding);
     lab.img("create -q -u -f qcow2 -F qcow2 -b json:{} bad.qcow2 1M");
     let finding = lab.finding("bad.qcow2", Code::ReferenceInvalid);
     assert_at(&finding, Severity::Error, 0, &lab.path("bad.qcow2"));
