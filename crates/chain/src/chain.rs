@@ -2,10 +2,11 @@
 //!
 //! Everything here is a fact that detection established; what is good or bad about it is for the doctor to say.
 
-use crate::reference::Source;
+use crate::reference::{Source, without_credentials};
 use catena_engine::Error;
 use catena_format::{Description, Format, qcow2};
 use catena_storage::{Identity, LocalFile};
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -144,6 +145,20 @@ impl Chain {
     }
 }
 
+impl Link {
+    /// The string fit to be shown: without credentials. It is not for opening or recording.
+    pub fn shown(&self) -> Cow<'_, str> {
+        without_credentials(&self.text)
+    }
+}
+
+impl DataFileLayer {
+    /// The string fit to be shown, as [`Link::shown`].
+    pub fn shown(&self) -> Cow<'_, str> {
+        without_credentials(&self.text)
+    }
+}
+
 impl Layer {
     /// Its name in this host's file system.
     pub fn path(&self) -> Option<&Path> {
@@ -187,7 +202,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.path(), self.to_recorded()) {
             (Some(path), _) => write!(f, "{}", path.display()),
-            (None, Ok(recorded)) => f.write_str(&recorded),
+            (None, Ok(recorded)) => f.write_str(&without_credentials(&recorded)),
             (None, Err(_)) => f.write_str(self.type_name()),
         }
     }

@@ -6,7 +6,7 @@
 
 use crate::chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
 use crate::policy::{Policy, Role, Unrecorded};
-use crate::reference::{Location, LostKind, Reading, Reference, Source};
+use crate::reference::{Location, LostKind, Reading, Reference, Source, without_credentials};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::{Bytes, Description, Format, describe, qcow2, recognise};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
@@ -273,7 +273,7 @@ impl Walk<'_> {
             return Err(End::OpenEnded(OpenEnd::Credentials(link)));
         }
         let mut source = reference.resolve(&overlay.source);
-        if let Err(error) = self.policy.check(&link.text, &source, Role::Backing) {
+        if let Err(error) = self.policy.check(&link.shown(), &source, Role::Backing) {
             return fail(error.with_path(overlay.name()), Some(source));
         }
         if self.chain.layers.len() >= self.policy.depth() {
@@ -322,7 +322,7 @@ impl Walk<'_> {
                     ErrorKind::FormatUnknown,
                     format!(
                         "'{word}', recorded as the format of backing image '{}', is no format",
-                        link.text
+                        link.shown()
                     ),
                 )
                 .with_path(overlay.name())
@@ -342,7 +342,7 @@ impl Walk<'_> {
     /// libvirt's error for a backing image of unrecorded format, with the reason and the cure.
     fn unrecorded_error(&self, link: Option<&Link>, reason: &str, probed: Option<Format>) -> Error {
         let overlay = self.chain.layers.last();
-        let text = link.map(|link| link.text.as_str()).unwrap_or_default();
+        let text = link.map(Link::shown).unwrap_or_default();
         let overlay_name = overlay.map(Layer::name).unwrap_or_default();
         let overlay_word = overlay.map(Layer::word).unwrap_or_default();
         let message = format!(
@@ -352,7 +352,7 @@ impl Walk<'_> {
         let command = format!(
             "catena relink {} --backing {} --backing-format {format}",
             quoted(&overlay_word),
-            quoted(text)
+            quoted(&*text)
         );
         Error::new(ErrorKind::FormatUnknown, message)
             .with_hint(format!("{reason}; if you trust it, record its format: {command}"))
@@ -410,7 +410,7 @@ impl Walk<'_> {
                 let mut source = reference.resolve(owner);
                 layer.file = self
                     .policy
-                    .check(&layer.text, &source, Role::DataFile)
+                    .check(&layer.shown(), &source, Role::DataFile)
                     .and_then(|()| open_named(&mut source, self.policy))
                     .and_then(|file| {
                         let unreachable =
@@ -430,7 +430,7 @@ impl Walk<'_> {
             Err(error) => {
                 layer.file = Err(Error::new(
                     ErrorKind::BadReference,
-                    format!("can't use data file definition '{}'", layer.text),
+                    format!("can't use data file definition '{}'", layer.shown()),
                 )
                 .with_source(error));
             }
@@ -533,10 +533,13 @@ fn criteria(source: &Source, format: Format, description: &Description) -> Strin
     };
     let leaf = match (&description.backing, &description.data_file) {
         (None, None) => "it names no backing image".to_owned(),
-        (Some(backing), _) => format!("it names the backing image '{}'", backing.name),
+        (Some(backing), _) => format!(
+            "it names the backing image '{}'",
+            without_credentials(&backing.name)
+        ),
         (None, Some(file)) => format!(
             "it names the data file '{}'",
-            file.name.as_deref().unwrap_or_default()
+            without_credentials(file.name.as_deref().unwrap_or_default())
         ),
     };
     format!(

@@ -91,7 +91,7 @@ impl Chain {
                 ErrorKind::Unsupported,
                 format!(
                     "the backing image '{}' of '{last}' is not on this host, so it cannot be read",
-                    link.text
+                    link.shown()
                 ),
             )),
             End::Broken(broken) => {
@@ -203,7 +203,7 @@ impl DataFileLayer {
             Ok(file) => file.lock(sharing),
             Err(error) => Err(Error::new(
                 error.kind(),
-                format!("the data file '{}' is not open: {}", self.text, error.full()),
+                format!("the data file '{}' is not open: {}", self.shown(), error.full()),
             )),
         }
     }

@@ -22,7 +22,7 @@ fn name_of(data_file: &DataFileLayer) -> String {
     data_file
         .source
         .as_ref()
-        .map_or_else(|| data_file.text.clone(), ToString::to_string)
+        .map_or_else(|| data_file.shown().into_owned(), ToString::to_string)
 }
 
 fn missing(
@@ -32,7 +32,7 @@ fn missing(
     data_file: &DataFileLayer,
     error: &catena_engine::Error,
 ) {
-    let text = &data_file.text;
+    let text = data_file.shown();
     if text.is_empty() {
         let cure = "give the name when it is opened: QEMU's data-file= option";
         return examination.find(
@@ -186,7 +186,7 @@ fn seen(examination: &mut Examination<'_>, number: usize, layer: &Layer, data_fi
             Code::DataFileUnseen,
             Severity::Note,
             (number, layer.name()),
-            format!("the data is in the data file '{}'", data_file.text),
+            format!("the data is in the data file '{}'", data_file.shown()),
             "libvirt before 10.10 takes the image for self-contained and denies QEMU the data file; later ones open it without \
              a test of existence or size, and lock it against nobody",
             cure,
@@ -198,7 +198,7 @@ fn seen(examination: &mut Examination<'_>, number: usize, layer: &Layer, data_fi
             (number, layer.name()),
             format!(
                 "libvirt up to 11.3 does not see the data file '{}', because of the header extensions before its name",
-                data_file.text
+                data_file.shown()
             ),
             "libvirt gives the data file no label, so that QEMU, which follows the recorded name by itself, is denied access",
             cure,

@@ -3,9 +3,9 @@
 use super::links::plain_recording_cure;
 use super::search::{Candidate, candidates, namesakes};
 use super::{Code, Cure, Examination, Severity, access, as_unsafe, record, recording_cure};
-use crate::chain::{Break, End, Layer, OpenEnd, unmistakable};
+use crate::chain::{Break, End, Layer, Link, OpenEnd, unmistakable};
 use crate::detect::{Start, quoted};
-use crate::reference::Source;
+use crate::reference::{Source, without_credentials};
 use catena_engine::{ErrorKind, StorageBytes};
 use catena_format::{Description, Format, recognise};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -122,7 +122,7 @@ fn broken_at(examination: &mut Examination<'_>, broken: &Break) {
             at.clone(),
             format!(
                 "the recorded reference '{}' cannot be followed: {}",
-                broken.link.as_ref().map_or("", |link| &link.text),
+                broken.link.as_ref().map(Link::shown).unwrap_or_default(),
                 error.message()
             ),
             format!("neither libvirt nor Catena can find the backing image; {below}"),
@@ -239,7 +239,10 @@ fn format_unknown(examination: &mut Examination<'_>, broken: &Break, at: (usize,
             Code::FormatNotRecorded,
             Severity::Error,
             at.clone(),
-            format!("the format of the backing image '{}' is not recorded", link.text),
+            format!(
+                "the format of the backing image '{}' is not recorded",
+                link.shown()
+            ),
             format!("the chain is refused ({})", error.message()),
             by_hand(examination, "only you can know the format; record it"),
         );
@@ -288,10 +291,10 @@ fn other_format(examination: &Examination<'_>, broken: &Break) -> Cure {
 fn criteria(format: Format, description: &Description) -> String {
     let leaf = match (&description.backing, &description.data_file) {
         (None, None) => "holds".to_owned(),
-        (Some(backing), _) => format!("does not hold, it names '{}'", backing.name),
+        (Some(backing), _) => format!("does not hold, it names '{}'", without_credentials(&backing.name)),
         (None, Some(file)) => format!(
             "does not hold, it names the data file '{}'",
-            file.name.as_deref().unwrap_or_default()
+            without_credentials(file.name.as_deref().unwrap_or_default())
         ),
     };
     let raw = if format == Format::Raw {
@@ -375,7 +378,7 @@ fn loops(examination: &mut Examination<'_>, broken: &Break, at: (usize, String))
         Some(number) => format!("layer {number} of the chain again"),
         None => "an earlier layer of the chain again".to_owned(),
     };
-    let text = broken.link.as_ref().map_or("", |link| link.text.as_str());
+    let text = broken.link.as_ref().map(Link::shown).unwrap_or_default();
     examination.find(
         Code::Loop,
         Severity::Error,

@@ -2,7 +2,7 @@
 
 use super::links::plain_recording_cure;
 use super::{Code, Cure, Examination, Severity, as_unsafe, libvirt_walk, recording, recording_cure};
-use crate::chain::{Consent, Layer, Origin};
+use crate::chain::{Consent, Layer, Link, Origin};
 use catena_engine::StorageBytes;
 use catena_format::{Format, recognise};
 
@@ -26,7 +26,7 @@ fn not_recorded(examination: &mut Examination<'_>, number: usize, overlay: &Laye
         return;
     };
     let format = backing.format;
-    let text = backing.link.as_ref().map_or("", |link| link.text.as_str());
+    let text = backing.link.as_ref().map(Link::shown).unwrap_or_default();
     let why = match consent {
         Consent::Leaf => "is accepted because the image names no other file",
         Consent::Trusted => "is accepted because the policy trusts the image",

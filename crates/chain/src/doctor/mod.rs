@@ -33,6 +33,7 @@ pub use user::User;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::policy::Policy;
+use crate::reference::without_credentials;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -226,7 +227,7 @@ fn recording(overlay: &Layer, format: catena_format::Format) -> Option<Fix> {
 /// That change as a cure: by command, or by advice where the overlay's format cannot record it.
 fn recording_cure(overlay: &Layer, format: catena_format::Format) -> Cure {
     if let Some(fix) = recording(overlay, format) {
-        return Cure::relink(overlay.word(), &fix.name, format.as_str());
+        return Cure::relink(overlay.word(), &without_credentials(&fix.name), format.as_str());
     }
     let bytes = overlay.header.as_ref().and_then(|header| header.backing.as_ref());
     match bytes.filter(|recorded| format.qemu().is_some() && !recorded.name.contains(&0)) {

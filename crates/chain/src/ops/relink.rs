@@ -179,11 +179,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |link: &Option<Link>| match link {
             None => "no backing image".to_owned(),
-            Some(Link {
-                text,
-                format: Some(format),
-            }) => format!("'{text}' ({format})"),
-            Some(Link { text, format: None }) => format!("'{text}' (format not recorded)"),
+            Some(link) => match &link.format {
+                Some(format) => format!("'{}' ({format})", link.shown()),
+                None => format!("'{}' (format not recorded)", link.shown()),
+            },
         };
         let image = self.image.display();
         if self.is_done() {

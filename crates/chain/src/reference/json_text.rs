@@ -60,7 +60,7 @@ fn nesting(text: &str) -> usize {
 }
 
 /// QEMU lets strings stand in single quotes, and `\'` in any: rewrites both in plain JSON.
-fn requote(text: &str) -> Cow<'_, str> {
+pub(super) fn requote(text: &str) -> Cow<'_, str> {
     if !text.contains('\'') {
         return Cow::Borrowed(text);
     }

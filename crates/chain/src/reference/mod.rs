@@ -24,6 +24,7 @@
 //! | query of a URI | kept for http(s), else only a leading `socket=` | also `uid`, `gid`, `host_key_check`, decoded |
 
 mod colon;
+mod credentials;
 mod error;
 mod json;
 mod json_drivers;
@@ -41,6 +42,7 @@ mod tests;
 mod uri;
 mod xml;
 
+pub use credentials::without_credentials;
 pub use error::{ReferenceError, ReferenceErrorKind};
 pub use lost::{Lost, LostKind};
 pub use protocol::{Protocol, Transport};
@@ -89,9 +91,14 @@ impl Reference {
     ///
     /// # Errors
     ///
-    /// Where nothing can be made of the string; the message is libvirt's own where libvirt refuses the string too.
+    /// Where nothing can be made of the string; the message is libvirt's own where libvirt refuses the string too, but
+    /// [without credentials](without_credentials).
     pub fn parse(text: &str, reading: Reading) -> Result<Self, ReferenceError> {
         let text = text.split('\0').next().unwrap_or_default();
+        Self::understand(text, reading).map_err(|error| credentials::error_without_credentials(error, text))
+    }
+
+    fn understand(text: &str, reading: Reading) -> Result<Self, ReferenceError> {
         check_length(text.len())?;
         let mut losses = Losses::default();
         let form = if names::looks_like_file(text) && !text.starts_with('/') {

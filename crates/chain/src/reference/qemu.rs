@@ -5,7 +5,7 @@
 
 use super::protocol::{Protocol, Transport};
 use super::source::{Location, Source};
-use super::{LostKind, Reading, Reference};
+use super::{LostKind, Reading, Reference, without_credentials};
 
 /// A sentence where libvirt 11.3 and QEMU 10 would open different things for the same recorded string.
 pub fn differs_from_qemu(text: &str, overlay: &Source) -> Option<String> {
@@ -75,7 +75,7 @@ fn as_qemu(reference: &Reference, overlay: &Source) -> Source {
 
 fn show(source: &Source) -> String {
     match source.to_recorded() {
-        Ok(recorded) => format!("'{recorded}'"),
+        Ok(recorded) => format!("'{}'", without_credentials(&recorded)),
         Err(_) => format!("'{}'", source.key()),
     }
 }

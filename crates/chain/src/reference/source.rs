@@ -379,10 +379,11 @@ fn network_json(network: &Network, map: &mut Map<String, Value>) {
         map.insert("ssl_verify".into(), verify.into());
     }
     if !network.cookies.is_empty() {
+        // What they say may let somebody in.
         let cookies = network
             .cookies
             .iter()
-            .map(|(name, value)| json!({"name": name, "value": value}));
+            .map(|(name, _)| json!({"name": name, "value": "***"}));
         map.insert("cookies".into(), cookies.collect());
     }
     for (key, value) in [

@@ -250,7 +250,7 @@ fn refuses_in_libvirts_words() {
         ),
         (
             r#"json:{"driver":"http","url":"http://h/f","cookie":"x"}"#,
-            r#"malformed http cookie 'x' in backing store definition '{"driver":"http","url":"http://h/f","cookie":"x"}'"#,
+            r#"malformed http cookie 'x' in backing store definition '{"driver":"http","url":"http://h/f","cookie":"***"}'"#,
         ),
         (
             r#"json:{"driver":"http","url":"http://h/f","timeout":-1}"#,
