@@ -3,6 +3,7 @@
 use super::qcow2::Qcow2;
 use crate::commands::facts;
 use catena::chain::Origin;
+use catena::reference::without_credentials;
 use catena::{Layer, Source};
 use catena_format::{Encryption, RecordedReference};
 use serde::Serialize;
@@ -91,7 +92,7 @@ impl Image {
                 .as_ref()
                 .map(|recorded| Backing::of(recorded, layer)),
             data_file: description.data_file.as_ref().map(|file| DataFile {
-                text: file.name.clone(),
+                text: file.name.as_deref().map(shown),
                 raw: file.raw,
                 path: layer
                     .data_file
@@ -115,12 +116,12 @@ impl Backing {
     fn of(recorded: &RecordedReference, layer: &Layer) -> Self {
         let reference = layer.backing_reference();
         Self {
-            text: recorded.name.clone(),
+            text: shown(&recorded.name),
             lossy: recorded.lossy,
             format: recorded.format.clone(),
             offset: recorded.offset,
             parent_id: recorded.parent_id.map(|id| id.to_string()),
-            alternatives: recorded.alternatives.clone(),
+            alternatives: recorded.alternatives.iter().map(|name| shown(name)).collect(),
             source: reference
                 .as_ref()
                 .ok()
@@ -132,6 +133,11 @@ impl Backing {
             error: reference.err().map(|error| error.full()),
         }
     }
+}
+
+/// A recorded string as it may be printed.
+fn shown(recorded: &str) -> String {
+    without_credentials(recorded).into_owned()
 }
 
 impl Encrypted {

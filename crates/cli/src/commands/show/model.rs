@@ -230,7 +230,7 @@ impl ShownDataFile {
     fn of(data_file: &DataFileLayer, layer: &Layer) -> Self {
         let file = data_file.file.as_ref().ok();
         Self {
-            text: data_file.text.clone(),
+            text: data_file.shown().into_owned(),
             path: data_file.source.as_ref().map(ToString::to_string),
             raw: layer.description.data_file.as_ref().is_some_and(|file| file.raw),
             file_size: file.map(|file| file.identity.len),
@@ -243,7 +243,7 @@ impl ShownDataFile {
 impl Recorded {
     fn of(link: &Link) -> Self {
         Self {
-            text: link.text.clone(),
+            text: link.shown().into_owned(),
             format: link.format.clone(),
         }
     }
