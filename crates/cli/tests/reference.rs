@@ -88,6 +88,64 @@ fn other_losses_of_place_are_three_by_our_rules_only() {
 }
 
 #[test]
+fn there_is_no_element_for_what_libvirt_refuses() {
+    for (text, reason) in [
+        ("file:/a/b", "invalid backing protocol 'file'"),
+        ("host_device:/dev/x", "invalid backing protocol 'host_device'"),
+        (
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/a"}}"#,
+            "driver",
+        ),
+        (
+            r#"json:{"driver":"nfs","server":{"type":"inet","host":"h"},"path":"/a"}"#,
+            "user",
+        ),
+    ] {
+        let (status, xml, said) = answer(&[text, "--output", "xml"]).unwrap();
+        assert_eq!((status, xml.as_str()), (1, ""), "{text}");
+        assert!(said.contains(reason), "{said}");
+        let by_libvirt = answer(&[text, "--output", "xml", "--as", "libvirt"]).unwrap();
+        assert_eq!(by_libvirt, (status, xml, said));
+        assert_eq!(answer(&[text]).unwrap().0, 0, "{text}");
+    }
+}
+
+#[test]
+fn a_passed_descriptor_is_a_transport_as_it_is_for_libvirt() {
+    for reader in ["catena", "libvirt"] {
+        let (status, xml, _) = answer(&["nbd+fd://x/e", "--output", "xml", "--as", reader]).unwrap();
+        assert_eq!(status, 0);
+        assert_eq!(
+            xml,
+            "<source protocol='nbd' name='e'>\n  <host name='x' transport='fd'/>\n</source>\n"
+        );
+    }
+    assert!(
+        answer(&["nbd+fd://x/e"])
+            .unwrap()
+            .1
+            .contains("QEMU knows no 'nbd+fd://'")
+    );
+}
+
+#[test]
+fn names_that_xml_cannot_say_are_three() {
+    use std::os::unix::ffi::OsStrExt;
+    for name in [b"/a\x01b".as_slice(), b"/a\xffb", b"nbd://h/%01"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_catena"))
+            .args(["reference", "--output", "xml"])
+            .arg(std::ffi::OsStr::from_bytes(name))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert!(output.stdout.starts_with(b"<source "), "{output:?}");
+        let reason = String::from_utf8_lossy(&output.stderr);
+        assert!(reason.contains("not UTF-8"), "{reason}");
+    }
+    assert_eq!(answer(&["/a\nb\u{e9}", "--output", "xml"]).unwrap().0, 0);
+}
+
+#[test]
 fn text_says_where_libvirt_and_qemu_part() {
     let (status, text, _) = answer(&["file:/a\u{1b}[31m"]).unwrap();
     assert_eq!(status, 0);

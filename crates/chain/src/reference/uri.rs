@@ -38,11 +38,9 @@ pub(super) fn parse(text: &str, reading: Reading, losses: &mut Losses) -> Result
         ..Host::default()
     };
     if let Some(transport) = transport {
-        host.transport = Transport::from_name(transport)
-            .filter(|found| *found != Transport::Fd || reading == Reading::Libvirt)
-            .ok_or_else(|| {
-                ReferenceError::unknown(format!("invalid protocol transport type '{transport}'"))
-            })?;
+        host.transport = Transport::from_name(transport).ok_or_else(|| {
+            ReferenceError::unknown(format!("invalid protocol transport type '{transport}'"))
+        })?;
     }
     let mut network = Network::new(protocol);
     if let Some(query) = uri.query {

@@ -6,12 +6,15 @@
 
 use super::protocol::{Protocol, Transport};
 use super::source::{Location, Network, Source};
+use std::path::Path;
 
 /// An element being written: attributes in single quotes, children indented by two spaces.
 struct Element {
     name: &'static str,
     attributes: String,
     children: String,
+    /// Whether something was left out because XML has no way to say it.
+    lossy: bool,
 }
 
 impl Element {
@@ -20,6 +23,7 @@ impl Element {
             name,
             attributes: String::new(),
             children: String::new(),
+            lossy: false,
         }
     }
 
@@ -27,7 +31,7 @@ impl Element {
         self.attributes.push(' ');
         self.attributes.push_str(name);
         self.attributes.push_str("='");
-        escape(value.as_ref(), &mut self.attributes);
+        self.lossy |= !escape(value.as_ref(), &mut self.attributes);
         self.attributes.push('\'');
     }
 
@@ -37,7 +41,14 @@ impl Element {
         }
     }
 
+    /// An attribute with a file's name, which need not be text.
+    fn path(&mut self, name: &str, path: &Path) {
+        self.lossy |= path.to_str().is_none();
+        self.attribute(name, path.to_string_lossy());
+    }
+
     fn child(&mut self, child: &Self) {
+        self.lossy |= child.lossy;
         for line in child.finish().lines() {
             self.children.push_str("  ");
             self.children.push_str(line);
@@ -49,7 +60,8 @@ impl Element {
     fn child_text(&mut self, child: &Self, text: &str) {
         self.children
             .push_str(&format!("  <{}{}>", child.name, child.attributes));
-        escape(text, &mut self.children);
+        let exact = escape(text, &mut self.children);
+        self.lossy |= child.lossy || !exact;
         self.children.push_str(&format!("</{}>\n", child.name));
     }
 
@@ -67,6 +79,7 @@ impl Element {
             name,
             attributes,
             children,
+            lossy: _,
         } = self;
         if children.is_empty() {
             format!("<{name}{attributes}/>\n")
@@ -76,8 +89,9 @@ impl Element {
     }
 }
 
-/// Escapes as libvirt does; control characters that XML cannot hold are left out.
-fn escape(text: &str, into: &mut String) {
+/// Escapes as libvirt does. Control characters that XML cannot hold are left out; `false` where there are some.
+fn escape(text: &str, into: &mut String) -> bool {
+    let mut exact = true;
     for c in text.chars() {
         match c {
             '&' => into.push_str("&amp;"),
@@ -89,10 +103,11 @@ fn escape(text: &str, into: &mut String) {
             '\n' => into.push_str("&#10;"),
             '\r' => into.push_str("&#13;"),
             '\t' => into.push_str("&#9;"),
-            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
+            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => exact = false,
             c => into.push(c),
         }
     }
+    exact
 }
 
 fn yes_no(yes: bool) -> &'static str {
@@ -106,12 +121,23 @@ fn set(number: u64) -> Option<String> {
 
 impl Source {
     /// The `<source>` element libvirt would write for this source in live XML, with a newline at the end.
+    ///
+    /// Like libvirt's, it leaves out what XML cannot say: see [`Source::fits_libvirt_xml`].
     pub fn to_libvirt_xml(&self) -> String {
+        self.element().finish()
+    }
+
+    /// Whether the element says all of the names in it: none of them has control characters or is not UTF-8.
+    pub fn fits_libvirt_xml(&self) -> bool {
+        !self.element().lossy
+    }
+
+    fn element(&self) -> Element {
         let mut source = Element::new("source");
         match &self.location {
-            Location::File(path) => source.attribute("file", path.to_string_lossy()),
-            Location::Block(path) => source.attribute("dev", path.to_string_lossy()),
-            Location::Dir(path) => source.attribute("dir", path.to_string_lossy()),
+            Location::File(path) => source.path("file", path),
+            Location::Block(path) => source.path("dev", path),
+            Location::Dir(path) => source.path("dir", path),
             Location::Network(network) => write_network(network, &mut source),
             Location::Nvme(nvme) => {
                 source.attribute("type", "pci");
@@ -133,7 +159,7 @@ impl Source {
             slices.child(&one);
             source.child(&slices);
         }
-        source.finish()
+        source
     }
 }
 

@@ -3,7 +3,9 @@
 //! Nothing is opened. The meaning goes to standard output, the reason for a refusal or a loss to standard error.
 
 use crate::text;
-use catena::reference::{Location, Lost, LostKind, Source, Transport, differs_from_qemu};
+use catena::reference::{
+    Location, Lost, LostKind, Source, Transport, differs_from_qemu, without_credentials,
+};
 use catena::{Reading, Reference};
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -22,14 +24,16 @@ const LOSSY: u8 = 3;
 Exit status:
   0  understood
   1  refused; the reason, in libvirt's words where libvirt refuses it too, is
-     on standard error
+     on standard error. With --output xml, what libvirt refuses is refused
+     whoever reads it: there is no element for it
   2  the command line is wrong
   3  accepted, but the <source> element cannot carry all of it; the loss is on
      standard error
 
-Status 3 is for inline credentials, at which libvirt ends the chain, and,
-unless --as libvirt, for anything that changes where the bytes come from: an
-offset in a wrong place, a dropped query, an overriding 'backing', a slice
+Status 3 is for inline credentials, at which libvirt ends the chain; with
+--output xml, for names with control characters and those that are not UTF-8;
+and, unless --as libvirt, for anything that changes where the bytes come from:
+an offset in a wrong place, a dropped query, an overriding 'backing', a slice
 without an end. Settings that name no other bytes (caching, TLS, the user
 name) do not count.
 
@@ -89,6 +93,11 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(reference) => reference,
         Err(reason) => return refused(&reason),
     };
+    if args.output == Output::Xml
+        && let Err(reason) = understand(&args.string, Reading::Libvirt)
+    {
+        return refused(&reason);
+    }
     let source = match &overlay {
         Some(overlay) => reference.resolve(overlay),
         None => reference.unresolved(),
@@ -118,6 +127,12 @@ pub fn run(args: &Args) -> ExitCode {
         .collect();
     if reading == Reading::Catena && source.slice.is_some_and(|slice| slice.size.is_none()) {
         losses.push("the slice reaches to the end of the object, which the element cannot say".to_owned());
+    }
+    if args.output == Output::Xml && !source.fits_libvirt_xml() {
+        losses.push(
+            "a name holds control characters or is not UTF-8, and the element shows it without them"
+                .to_owned(),
+        );
     }
     for loss in &losses {
         complain(loss);
@@ -155,7 +170,7 @@ fn as_json(
         .iter()
         .map(|lost| json!({"kind": lost.kind.as_str(), "key": lost.key, "why": lost.why}));
     json!({
-        "reference": text,
+        "reference": without_credentials(text),
         "reading": match reader {
             Reader::Catena => "catena",
             Reader::Libvirt => "libvirt",
