@@ -3,7 +3,7 @@
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::policy::Policy;
-use crate::reference::{Reading, Reference, Source};
+use crate::reference::{Reading, Reference, Source, without_credentials};
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, NewImage, Version};
 use catena_format::{Format, limits};
@@ -160,7 +160,8 @@ impl fmt::Display for Plan {
         )?;
         let header = self.image.as_ref().map(|image| &image.header);
         if let Some(backing) = header.and_then(|header| header.backing.as_ref()) {
-            write!(f, " over '{}'", String::from_utf8_lossy(&backing.name))?;
+            let name = String::from_utf8_lossy(&backing.name);
+            write!(f, " over '{}'", without_credentials(&name))?;
         }
         match &self.data_file {
             Some(data_file) => write!(f, " with the data file '{}'", data_file.display()),
