@@ -601,7 +601,7 @@ impl Fixed {
 
 impl Header {
     /// What the extensions must agree on among themselves and with the fixed fields.
-    fn check_extensions(&self) -> Result<()> {
+    pub(super) fn check_extensions(&self) -> Result<()> {
         let known = |extension: &&Extension| !matches!(extension, Extension::Unknown { .. });
         for (i, extension) in self
             .extensions

@@ -24,6 +24,7 @@ pub type Write = (u64, Vec<u8>);
 /// place for it. Tables are not moved. Where the first cluster is too small for everything, the feature names go: they
 /// are a courtesy.
 pub fn plan(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
+    new.check_extensions()?;
     plan_all(area, old, new).or_else(|error| {
         let mut nameless = new.clone();
         nameless
@@ -336,6 +337,15 @@ mod tests {
                     || seen == [Extension::BackingFormat(b"raw".to_vec()), unknown.clone()]
             );
         }
+    }
+
+    #[test]
+    fn a_header_that_nobody_would_read_is_not_planned() {
+        let mut options = CreateOptions::new(1 << 20).unwrap();
+        options.data_file = Some((b"data".to_vec(), true));
+        let old = NewImage::lay_out(&options).unwrap().header;
+        let area = vec![0; 1 << 16];
+        assert!(plan(&area, &old, &change(&old, b"base", Some(b"raw"))).is_err());
     }
 
     #[test]
