@@ -7,8 +7,8 @@ use anyhow::Result;
 use crate::run::{cargo, find, run};
 use crate::{fuzz, packages};
 
-/// How long [`ci`] runs each fuzz target: long enough for its seeds, and for what is one mutation away from them.
-const SMOKE_SECONDS: u32 = 5;
+/// How many inputs [`ci`] runs through each fuzz target: enough for its seeds, and for what is one mutation away from them.
+const SMOKE_INPUTS: u32 = 5000;
 
 /// Everything, the cheap and talkative first, and the tests last: the closing lines are the test runner's.
 pub fn ci() -> Result<()> {
@@ -17,7 +17,7 @@ pub fn ci() -> Result<()> {
     clippy()?;
     docs()?;
     deny()?;
-    fuzz::fuzz(SMOKE_SECONDS, &[])?;
+    fuzz::fuzz(fuzz::Effort::Inputs(SMOKE_INPUTS), &[])?;
     test()
 }
 

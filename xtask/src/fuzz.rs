@@ -30,11 +30,20 @@ const FLAGS: &[&str] = &[
 const MEMORY_MIB: u32 = 512;
 const SECONDS_PER_INPUT: u32 = 10;
 
-/// Builds the targets (all, if none is named) and runs each for `seconds`, one after the other.
+/// How long a target runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Effort {
+    /// So many seconds, from another random seed each time.
+    Seconds(u32),
+    /// So many inputs from one seed: the same every time, as a check must be that others wait for.
+    Inputs(u32),
+}
+
+/// Builds the targets (all, if none is named) and runs them one after the other.
 ///
 /// Inputs that found new code are kept in `fuzz/corpus/TARGET`, those that failed in `fuzz/artifacts/TARGET`. A target
 /// plants its seeds in the corpus by itself: none are stored in the tree.
-pub fn fuzz(seconds: u32, targets: &[String]) -> Result<()> {
+pub fn fuzz(effort: Effort, targets: &[String]) -> Result<()> {
     let manifest = root().join("fuzz/Cargo.toml");
     let known = known_targets(&manifest)?;
     if let Some(unknown) = targets.iter().find(|target| !known.contains(target)) {
@@ -56,12 +65,12 @@ pub fn fuzz(seconds: u32, targets: &[String]) -> Result<()> {
     }
     run(build.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f")))?;
     for target in targets {
-        run_target(target, &host, seconds)?;
+        run_target(target, &host, effort)?;
     }
     Ok(())
 }
 
-fn run_target(target: &str, host: &str, seconds: u32) -> Result<()> {
+fn run_target(target: &str, host: &str, effort: Effort) -> Result<()> {
     let fuzz = root().join("fuzz");
     let corpus = fuzz.join("corpus").join(target);
     let artifacts = fuzz.join("artifacts").join(target);
@@ -69,7 +78,10 @@ fn run_target(target: &str, host: &str, seconds: u32) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
     let mut command = Command::new(fuzz.join("target").join(host).join("release").join(target));
-    command.arg(format!("-max_total_time={seconds}"));
+    match effort {
+        Effort::Seconds(seconds) => command.arg(format!("-max_total_time={seconds}")),
+        Effort::Inputs(inputs) => command.arg(format!("-runs={inputs}")).arg("-seed=1"),
+    };
     command.arg(format!("-rss_limit_mb={MEMORY_MIB}"));
     command.arg(format!("-timeout={SECONDS_PER_INPUT}"));
     command.arg(format!("-artifact_prefix={}/", artifacts.display()));

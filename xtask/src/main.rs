@@ -40,7 +40,7 @@ fn chore(arguments: &[String]) -> Result<()> {
     };
     if name == "fuzz" {
         let (seconds, targets) = fuzz_arguments(rest)?;
-        return fuzz::fuzz(seconds, &targets);
+        return fuzz::fuzz(fuzz::Effort::Seconds(seconds), &targets);
     }
     if let Some(extra) = rest.first() {
         bail!("`{name}` takes no argument, but got `{extra}`");
