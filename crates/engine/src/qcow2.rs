@@ -132,6 +132,13 @@ impl Qcow2 {
             .unwrap_or_default())
     }
 
+    /// The L1 indices of a guest range, or of as much of its start as is read at once; none past the table's end.
+    fn l1_indices(&self, start: u64, end: u64) -> Range<u64> {
+        let first = start / self.layout.l2_coverage();
+        let last = end.div_ceil(self.layout.l2_coverage());
+        first..last.min(first + L1_PIECE).min(self.view.l1_entries.into())
+    }
+
     /// Maps what one L2 table says about `start..end`, which lies within the table's coverage.
     fn map_table(&self, table: u64, start: u64, end: u64, extents: &mut Vec<Extent>) -> Result<()> {
         let cluster_bits = self.layout.cluster_bits;
@@ -252,16 +259,13 @@ impl Image for Qcow2 {
         let coverage = self.layout.l2_coverage();
         let (mut at, end) = (start.0, end.0.min(self.view.virtual_size));
         while at < end {
-            let first = at / coverage;
-            let last = (end.div_ceil(coverage))
-                .min(first + L1_PIECE)
-                .min(self.view.l1_entries.into());
-            if first >= last {
+            let indices = self.l1_indices(at, end);
+            if indices.is_empty() {
                 // A snapshot's table may be shorter than its disk; QEMU reads what it lacks as unallocated.
                 extent(at, end, ExtentKind::Unallocated).push_to(extents);
                 break;
             }
-            for (index, entry) in (first..last).zip(self.l1(first..last)?) {
+            for (index, entry) in indices.clone().zip(self.l1(indices)?) {
                 let to = ((index + 1).saturating_mul(coverage)).min(end);
                 match self.layout.l2_offset(entry) {
                     Ok(Some(table)) => self.map_table(table, at, to, extents)?,
@@ -282,14 +286,11 @@ impl Image for Qcow2 {
         let coverage = self.layout.l2_coverage();
         let (mut at, end) = (start.0, end.0.min(self.view.virtual_size));
         while at < end {
-            let first = at / coverage;
-            let last = (end.div_ceil(coverage))
-                .min(first + L1_PIECE)
-                .min(self.view.l1_entries.into());
-            if first >= last {
+            let indices = self.l1_indices(at, end);
+            if indices.is_empty() {
                 return Ok(GuestOffset(end));
             }
-            for (index, entry) in (first..last).zip(self.l1(first..last)?) {
+            for (index, entry) in indices.clone().zip(self.l1(indices)?) {
                 if !matches!(self.layout.l2_offset(entry), Ok(None)) {
                     return Ok(GuestOffset(at));
                 }
