@@ -116,14 +116,7 @@ pub fn io_then_die(target: &Target, commands: &[String]) -> Result<()> {
 /// Whether qemu-io, which goes on after a failure, did all it was told but compressed writes over what was there. It
 /// reports each failure in a line of its own.
 fn all_done(commands: &[String], output: &Output) -> bool {
-    let failures: Vec<_> = [&output.stdout, &output.stderr]
-        .into_iter()
-        .flat_map(|bytes| {
-            String::from_utf8_lossy(bytes)
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
+    let failures: Vec<_> = lines([&output.stdout, &output.stderr])
         .filter(|line| line.contains("failed") || line.starts_with("qemu-io: "))
         .collect();
     let compressed = commands
@@ -174,15 +167,18 @@ fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The lines of both streams, one stream after the other.
+fn lines(streams: [&Vec<u8>; 2]) -> impl Iterator<Item = String> {
+    streams.into_iter().flat_map(|bytes| {
+        String::from_utf8_lossy(bytes)
+            .lines()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    })
+}
+
 fn failure(command: &Command, output: &Output) -> String {
-    let said: Vec<_> = [&output.stderr, &output.stdout]
-        .into_iter()
-        .flat_map(|bytes| {
-            String::from_utf8_lossy(bytes)
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
+    let said: Vec<_> = lines([&output.stderr, &output.stdout])
         .filter(|line| !line.starts_with("wrote ") && !line.contains(" ops; "))
         .collect();
     format!("{command:?} failed ({}): {}", output.status, said.join("; "))
