@@ -1,10 +1,13 @@
 //! Raw images: guest offset is file offset.
 
 use crate::addr::{GuestOffset, HostOffset};
+use crate::disk::{Disk, Unmap, WritableDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, FileRole};
 use crate::image::Image;
+use crate::stack::Stack;
 use catena_storage::Storage;
+use std::path::Path;
 use std::sync::Arc;
 
 /// QEMU rounds the length of a raw image up to whole sectors of this size; the rest of the last one reads as zeros.
@@ -22,6 +25,21 @@ impl Raw {
     /// The whole of a store.
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         Self::open_slice(storage, 0, None)
+    }
+
+    /// The store's bytes at a guest range, which must lie on the disk.
+    fn place(&self, start: GuestOffset, len: u64) -> Result<u64> {
+        let end = start.0.checked_add(len).filter(|end| *end <= self.size);
+        match end {
+            Some(_) => Ok(self.offset.saturating_add(start.0)),
+            None => Err(Error::new(
+                ErrorKind::OutOfBounds,
+                format!(
+                    "{len} bytes at {start} reach past the end of the disk at {:#x}",
+                    self.size
+                ),
+            )),
+        }
     }
 
     /// The part of a store from `offset` on, `size` bytes or to the end. It must lie within the store.
@@ -72,5 +90,60 @@ impl Image for Raw {
 
     fn cluster_size(&self) -> u64 {
         SECTOR
+    }
+}
+
+/// A raw image that is written.
+#[derive(Debug)]
+pub struct RawDisk {
+    image: Arc<Raw>,
+    reading: Stack,
+}
+
+impl RawDisk {
+    /// A disk whose only layer is that image.
+    pub fn new(image: Raw) -> Self {
+        let image = Arc::new(image);
+        let path = image.storage.path().unwrap_or(Path::new("")).to_owned();
+        let reading = Stack::new([(Arc::clone(&image) as Arc<dyn Image>, path)]);
+        Self { image, reading }
+    }
+}
+
+impl Disk for RawDisk {
+    fn size(&self) -> u64 {
+        self.image.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: GuestOffset) -> Result<()> {
+        self.reading.read_at(buf, offset)
+    }
+
+    fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
+        self.reading.extents(offset, end)
+    }
+}
+
+impl WritableDisk for RawDisk {
+    fn write_at(&self, buf: &[u8], offset: GuestOffset) -> Result<()> {
+        let place = self.image.place(offset, buf.len() as u64)?;
+        Ok(self.image.storage.write_all_at(buf, place)?)
+    }
+
+    fn write_zeroes(&self, offset: GuestOffset, len: u64, unmap: Unmap) -> Result<()> {
+        let place = self.image.place(offset, len)?;
+        match unmap {
+            Unmap::Allow => self.image.storage.punch_hole(place, len)?,
+            Unmap::Keep => self.image.storage.write_zeroes(place, len)?,
+        }
+        Ok(())
+    }
+
+    fn discard(&self, offset: GuestOffset, len: u64) -> Result<()> {
+        self.write_zeroes(offset, len, Unmap::Allow)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(self.image.storage.flush()?)
     }
 }

@@ -116,6 +116,37 @@ pub(crate) fn punch(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io
     Ok(zeros)
 }
 
+/// Makes a range read as zeros by the system's own means, growing a file where it reaches past the end. `false` where
+/// the system cannot, and nothing has changed.
+pub(crate) fn zero(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<bool> {
+    let way = match kind {
+        Kind::Regular => FallocateFlags::ZERO_RANGE,
+        // A device takes whole blocks only, and does not grow.
+        Kind::Block => FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+    };
+    change(fd, way, offset, len)
+}
+
+/// Keeps space for a range by the system's own means, growing a file where it reaches past the end. `false` where the
+/// system cannot. A device's space is its own.
+pub(crate) fn allocate(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<bool> {
+    match kind {
+        Kind::Regular => change(fd, FallocateFlags::empty(), offset, len),
+        Kind::Block => Ok(offset.saturating_add(len) <= length(fd, kind)?),
+    }
+}
+
+fn change(fd: BorrowedFd<'_>, way: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
+    if len == 0 {
+        return Ok(true);
+    }
+    match uninterrupted(|| fallocate(fd, way, offset, len)) {
+        Ok(()) => Ok(true),
+        Err(error) if is_unknown(error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The file system or device does not know of holes.
 fn is_unknown(error: Errno) -> bool {
     [

@@ -259,6 +259,32 @@ impl Storage for LocalFile {
         Ok(())
     }
 
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable("write to")?;
+        let zeroed = self
+            .alone(|| hole::zero(self.fd(), self.open.kind, offset, len))
+            .map_err(|error| self.failed(error, "write to").at(offset))?;
+        if zeroed {
+            Ok(())
+        } else {
+            self.write_zeros(offset, offset.saturating_add(len))
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable("keep space in")?;
+        let kept = self
+            .alone(|| hole::allocate(self.fd(), self.open.kind, offset, len))
+            .map_err(|error| self.failed(error, "keep space in").at(offset))?;
+        if kept {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Unsupported, "keep space in")
+                .with_path(&self.open.path)
+                .at(offset))
+        }
+    }
+
     fn flush(&self) -> Result<()> {
         if self.open.lost_writes.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Io, "flush")

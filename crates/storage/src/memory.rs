@@ -274,6 +274,23 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        let end = offset.saturating_add(len);
+        if end > self.len()? && len > 0 {
+            self.set_len(end)?;
+        }
+        self.punch_hole(offset, len)
+    }
+
+    /// Memory promises no space.
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        let end = offset.saturating_add(len);
+        if end > self.len()? && len > 0 {
+            self.set_len(end)?;
+        }
+        Ok(())
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(())
     }

@@ -36,6 +36,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// range lies past the end is ignored.
     fn punch_hole(&self, offset: u64, len: u64) -> Result<()>;
 
+    /// Makes the range read as zeros, growing the store where it reaches past the end. Whether it takes up space
+    /// then is the store's choice.
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Keeps space for the range, growing the store where it reaches past the end, so that writing there cannot run
+    /// out of it; what the range holds stays, and what is new reads as zeros. [`crate::ErrorKind::Unsupported`] where the
+    /// store cannot promise that.
+    fn allocate(&self, offset: u64, len: u64) -> Result<()>;
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<()>;
 

@@ -1,0 +1,5 @@
+//! qcow2 images.
+
+mod image;
+
+pub use image::Qcow2;
