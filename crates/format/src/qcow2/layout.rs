@@ -21,6 +21,11 @@ pub const SUBCLUSTERS: u32 = 32;
 pub struct L1Entry(pub u64);
 
 impl L1Entry {
+    /// The entry of an L2 table at a cluster-aligned offset, which nobody shares where `copied`.
+    pub fn to_table(offset: u64, copied: bool) -> Self {
+        Self((offset & OFFSET_MASK) | if copied { COPIED } else { 0 })
+    }
+
     /// Where the L2 table is, `None` where there is none. Not checked for alignment: see [`Layout::l2_offset`].
     pub fn offset(self) -> Option<u64> {
         Some(self.0 & OFFSET_MASK).filter(|offset| *offset != 0)
@@ -150,6 +155,56 @@ impl Layout {
         Ok(host.map_or(Cluster::Unallocated, |host| Cluster::Data { host }))
     }
 
+    /// Whether an L2 entry claims that its host cluster's refcount is one. A compressed cluster never is written in place.
+    pub fn copied(self, entry: u64) -> bool {
+        entry & COPIED != 0 && entry & COMPRESSED == 0
+    }
+
+    /// The L2 entry that says this, and its bitmap, which counts only with extended L2 entries. `copied`: nobody shares the host cluster.
+    ///
+    /// An error where the layout has no words for it: zeros in version 2, subclusters without extended entries, a compressed cluster
+    /// in an image with a data file or one that reaches too far.
+    pub fn encode(self, cluster: Cluster, copied: bool) -> Result<(u64, u64)> {
+        let flag = if copied { COPIED } else { 0 };
+        let place = |host: Option<u64>| host.map_or(0, |host| (host & OFFSET_MASK) | flag);
+        let all = u64::from(u32::MAX);
+        match cluster {
+            Cluster::Unallocated => Ok((0, 0)),
+            Cluster::Data { host } => Ok((place(Some(host)), if self.extended { all } else { 0 })),
+            Cluster::Zero { host } if self.extended => Ok((place(host), all << 32)),
+            Cluster::Zero { host } if self.zero_flag => Ok((place(host) | ZERO, 0)),
+            Cluster::Zero { .. } => Err(Error::unsupported("version 2 images have no zero clusters")),
+            Cluster::Subclusters {
+                host,
+                allocated,
+                zero,
+            } if self.extended => Ok((place(host), u64::from(zero) << 32 | u64::from(allocated))),
+            Cluster::Subclusters { .. } => Err(Error::unsupported("the image has no subclusters")),
+            Cluster::Compressed { .. } if self.data_file => Err(Error::unsupported(
+                "an image with a data file has no compressed clusters",
+            )),
+            Cluster::Compressed { host, len } => self.encode_compressed(host, len),
+        }
+    }
+
+    fn encode_compressed(self, host: u64, len: u32) -> Result<(u64, u64)> {
+        let offset_bits = self.compressed_offset_bits();
+        let first = host / COMPRESSED_SECTOR;
+        let last = host.saturating_add(u64::from(len)).saturating_sub(1) / COMPRESSED_SECTOR;
+        let further = last.saturating_sub(first);
+        if host >> offset_bits != 0 || further >> (62 - offset_bits) != 0 || len == 0 {
+            return Err(Error::too_large(
+                "a compressed cluster lies too far away or is too long",
+            ));
+        }
+        Ok((COMPRESSED | further << offset_bits | host, 0))
+    }
+
+    /// How many bits of a compressed cluster's entry hold its offset.
+    pub fn compressed_offset_bits(self) -> u32 {
+        62 - (self.cluster_bits.get() - 8)
+    }
+
     fn subclusters(host: Option<u64>, bitmap: u64) -> Result<Cluster> {
         let [z3, z2, z1, z0, a3, a2, a1, a0] = bitmap.to_be_bytes();
         let zero = u32::from_be_bytes([z3, z2, z1, z0]);
@@ -178,7 +233,7 @@ impl Layout {
             ));
         }
         // The offset takes the low bits, the count of further sectors the bits up to 61.
-        let offset_bits = 62 - (self.cluster_bits.get() - 8);
+        let offset_bits = self.compressed_offset_bits();
         let host = entry & ((1 << offset_bits) - 1);
         let sectors = ((entry & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
         // At most 2^13 + 1 sectors, for 2 MiB clusters.
@@ -265,6 +320,75 @@ mod tests {
         );
         assert!(extended.cluster(0x1_0000, 1 | 1 << 32).is_err());
         assert!(extended.cluster(0, 1).is_err());
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_to_the_same() {
+        let offset = 0x5_0000;
+        let standard = [
+            Cluster::Unallocated,
+            Cluster::Data { host: offset },
+            Cluster::Zero { host: None },
+            Cluster::Zero { host: Some(offset) },
+        ];
+        let subclusters = [Some(offset), None].map(|host| Cluster::Subclusters {
+            host,
+            allocated: if host.is_some() { 0xf0 } else { 0 },
+            zero: 0x0f,
+        });
+        let compressed = Cluster::Compressed {
+            host: 0x1_2345,
+            len: 4 * 512 - 0x145,
+        };
+        for (layout, clusters) in [
+            (layout(16, false, false, true), standard.as_slice()),
+            (layout(16, true, false, true), &standard),
+            (layout(16, true, false, true), &subclusters),
+            (layout(16, false, false, true), &[compressed]),
+            (layout(16, true, false, true), &[compressed]),
+        ] {
+            for cluster in clusters {
+                for copied in [false, true] {
+                    let (entry, bitmap) = layout.encode(*cluster, copied).unwrap();
+                    assert_eq!(layout.cluster(entry, bitmap).unwrap(), *cluster);
+                    let has_host = !matches!(
+                        cluster,
+                        Cluster::Unallocated
+                            | Cluster::Compressed { .. }
+                            | Cluster::Zero { host: None }
+                            | Cluster::Subclusters { host: None, .. }
+                    );
+                    assert_eq!(layout.copied(entry), copied && has_host);
+                }
+            }
+        }
+        let data_file = layout(16, false, true, true);
+        let (entry, bitmap) = data_file.encode(Cluster::Data { host: 0 }, true).unwrap();
+        assert_eq!(
+            data_file.cluster(entry, bitmap).unwrap(),
+            Cluster::Data { host: 0 }
+        );
+    }
+
+    #[test]
+    fn a_layout_has_no_words_for_what_it_cannot_say() {
+        let v2 = layout(16, false, false, false);
+        assert!(v2.encode(Cluster::Zero { host: None }, false).is_err());
+        let subclusters = Cluster::Subclusters {
+            host: None,
+            allocated: 0,
+            zero: 1,
+        };
+        assert!(v2.encode(subclusters, false).is_err());
+        let compressed = |host, len| Cluster::Compressed { host, len };
+        assert!(v2.encode(compressed(1 << 54, 512), false).is_err());
+        assert!(v2.encode(compressed(0, 257 * 512), false).is_err());
+        assert!(v2.encode(compressed(0, 256 * 512), false).is_ok());
+        assert!(
+            layout(16, false, true, true)
+                .encode(compressed(0, 512), false)
+                .is_err()
+        );
     }
 
     #[test]

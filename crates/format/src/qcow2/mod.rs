@@ -1,7 +1,8 @@
 //! qcow2, versions 2 and 3: QEMU's copy-on-write format. `docs/qcow2.md` draws the bytes.
 //!
 //! * [`Header`]: the first cluster, with its extensions and the backing reference.
-//! * [`Layout`]: how L1 and L2 entries are read, from the few header fields that decide it.
+//! * [`Layout`]: how L1 and L2 entries are read and written, from the few header fields that decide it.
+//! * [`refcount`]: how refcounts are held.
 //! * [`snapshot`], [`bitmap`]: the tables of internal snapshots and persistent bitmaps.
 //! * [`create`]: the bytes of a new image. [`rewrite`]: how a header changes without a moment of danger.
 
@@ -13,6 +14,7 @@ pub mod header;
 pub mod layout;
 
 mod raw;
+pub mod refcount;
 pub mod rewrite;
 pub mod snapshot;
 
@@ -22,6 +24,7 @@ pub use extension::{BitmapsExtension, Extension, FeatureName, FeatureType};
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{BackingName, ClusterBits, Compression, CryptMethod, Header, Version};
 pub use layout::{Cluster, L1Entry, Layout};
+pub use refcount::RefcountWidth;
 pub use snapshot::Snapshot;
 
 use crate::bytes::Bytes;
