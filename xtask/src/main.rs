@@ -3,6 +3,7 @@
 //! Each chore is a module; this file only names them. A chore prints the commands it runs, fails with the first that
 //! fails, and never asks anything.
 
+mod bench;
 mod checks;
 mod fuzz;
 mod packages;
@@ -20,6 +21,7 @@ Chores of the Catena workspace
   cargo xtask install                          only install what the tests need
   cargo xtask fmt | clippy | docs | deny       one of the checks
   cargo xtask fuzz [--seconds N] [TARGET...]   build the fuzz targets and run them, all by default, each N seconds (60)
+  cargo xtask bench [ARGUMENT...]              time Catena beside QEMU's tools (--help tells what can be chosen)
 ";
 
 fn main() -> ExitCode {
@@ -41,6 +43,9 @@ fn chore(arguments: &[String]) -> Result<()> {
     if name == "fuzz" {
         let (seconds, targets) = fuzz_arguments(rest)?;
         return fuzz::fuzz(fuzz::Effort::Seconds(seconds), &targets);
+    }
+    if name == "bench" {
+        return bench::bench(rest);
     }
     if let Some(extra) = rest.first() {
         bail!("`{name}` takes no argument, but got `{extra}`");
