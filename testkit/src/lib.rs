@@ -1,8 +1,9 @@
 //! Builders and oracles for the tests of Catena.
 //!
 //! The builders make real images with real tools, and the oracles are those tools' answers: QEMU's for what a guest
-//! sees ([`oracle`]), libvirt's for what it makes of a disk's chain ([`libvirt`]). Nothing here knows Catena, so that no
-//! mistake can be on both sides of a comparison.
+//! sees ([`oracle`]), libvirt's for what it makes of a disk's chain ([`libvirt`]). Nothing here knows what Catena makes of
+//! an image, so that no mistake can be on both sides of a comparison; of its crates only the place of bytes is used, for
+//! stores that are cut off or fail ([`storage`]).
 //!
 //! A differential test draws a chain, builds it, and compares:
 //!
@@ -31,12 +32,15 @@
 //! # reads_what_qemu_reads();
 //! ```
 
+pub mod dice;
 pub mod folder;
 pub mod images;
 pub mod libvirt;
 pub mod oracle;
 pub mod qemu;
+pub mod storage;
 
+pub use dice::Dice;
 pub use folder::Folder;
 pub use proptest;
 
