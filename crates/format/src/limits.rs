@@ -39,6 +39,12 @@ pub const QCOW2_BITMAP_NAME_BYTES: u16 = 1023;
 /// Smallest and largest bitmap granularity bits: 512 B to 2 GiB (QEMU `BME_MIN_GRANULARITY_BITS`, `BME_MAX_…`).
 pub const QCOW2_BITMAP_GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
 
+/// Largest persistent bitmap in bytes of bits (QEMU `BME_MAX_PHYS_SIZE`).
+pub const QCOW2_BITMAP_BYTES: u64 = 512 << 20;
+
+/// Most entries of a bitmap table (QEMU `BME_MAX_TABLE_SIZE`).
+pub const QCOW2_BITMAP_TABLE_ENTRIES: u32 = 1 << 27;
+
 /// Longest backing file name in bytes, qcow2 and qcow (both specifications; QEMU `PATH_MAX` is looser).
 pub const BACKING_NAME_BYTES: u32 = 1023;
 

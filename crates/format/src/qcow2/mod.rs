@@ -18,7 +18,7 @@ pub mod refcount;
 pub mod rewrite;
 pub mod snapshot;
 
-pub use bitmap::Bitmap;
+pub use bitmap::{Bitmap, BitmapCluster};
 pub use create::{CreateOptions, NewImage};
 pub use extension::{BitmapsExtension, Extension, FeatureName, FeatureType};
 pub use feature::{Autoclear, Compatible, Incompatible};
