@@ -15,6 +15,7 @@ pub mod open;
 pub mod ops;
 pub mod policy;
 pub mod reference;
+pub mod writable;
 
 pub use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset, HostOffset, Result, Stack};
 pub use catena_format::Format;
@@ -24,3 +25,4 @@ pub use detect::{Start, detect};
 pub use extents::Extents;
 pub use policy::Policy;
 pub use reference::{Reading, Reference, ReferenceError, Source};
+pub use writable::Writable;

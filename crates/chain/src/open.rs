@@ -2,8 +2,8 @@
 
 use crate::chain::{Chain, DataFileLayer, End, Layer, LayerFile, OpenEnd};
 use crate::detect::quoted;
-use catena_engine::{Error, ErrorKind, Image, Qcow2, Raw, Result, Stack};
-use catena_format::qcow2::Snapshot;
+use catena_engine::{Error, ErrorKind, Image, Qcow2, Raw, Result, Stack, StorageBytes};
+use catena_format::qcow2::{Bitmap, Snapshot, Version};
 use catena_format::{Encryption, Format};
 use catena_storage::{LockMode, Storage};
 use std::path::PathBuf;
@@ -154,6 +154,20 @@ impl Layer {
         self.qcow2(file.lock(sharing)?, sharing)
     }
 
+    /// The persistent bitmaps of the layer; `None` where its format has none.
+    pub fn bitmaps(&self) -> Result<Option<Vec<Bitmap>>> {
+        let (Some(header), Some(file)) = (&self.header, &self.file) else {
+            return Ok(None);
+        };
+        if header.version < Version::V3 {
+            return Ok(None);
+        }
+        let bitmaps = Bitmap::read_all(header, &StorageBytes::new(&file.storage)?);
+        Ok(Some(
+            bitmaps.map_err(|error| Error::from(error).with_path(self.name()))?,
+        ))
+    }
+
     fn qcow2(&self, storage: Arc<dyn Storage>, sharing: Sharing) -> Result<Qcow2> {
         let data_file = self
             .data_file
@@ -214,16 +228,20 @@ impl LayerFile {
     fn lock(&self, sharing: Sharing) -> Result<Arc<dyn Storage>> {
         if sharing == Sharing::Locked {
             self.storage.set_lock(LockMode::Read).map_err(|error| {
-                let error = Error::from(error);
-                match error.kind() {
-                    ErrorKind::Locked => error.with_hint(
-                        "stop it first, or read all the same with --force-share (-U): what is read may be half written",
-                    ),
-                    _ => error,
-                }
+                let hint =
+                    "stop it first, or read all the same with --force-share (-U): what is read may be half written";
+                in_use(error.into(), hint)
             })?;
         }
         Ok(Arc::new(self.storage.clone()))
+    }
+}
+
+/// Adds what to do to an error that says that somebody uses an image.
+pub(crate) fn in_use(error: Error, hint: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Locked => error.with_hint(hint),
+        _ => error,
     }
 }
 

@@ -12,6 +12,8 @@ use std::path::Path;
 fn create(dir: &Path, name: &str, size: Option<u64>, options: Qcow2Options) -> catena::Result<()> {
     let request = create::Request {
         path: dir.join(name),
+        existing: create::Existing::Refuse,
+        preallocation: create::Preallocation::Off,
         size,
         kind: Kind::Qcow2(Box::new(options)),
     };

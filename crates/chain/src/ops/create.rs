@@ -17,12 +17,40 @@ const SECTOR: u64 = 512;
 /// What to create.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The new file. It must not exist.
+    /// The new file.
     pub path: PathBuf,
+    /// What is done about a file of that name.
+    pub existing: Existing,
     /// Bytes the guest sees; those of the backing image where `None`.
     pub size: Option<u64>,
     /// The new image's format and what goes with it.
     pub kind: Kind,
+    /// What is allocated from the start.
+    pub preallocation: Preallocation,
+}
+
+/// What is done about a file that exists where a new one is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and nothing is created.
+    #[default]
+    Refuse,
+    /// It is emptied, unless somebody uses it. What the new image names as its data file is, too.
+    Overwrite,
+}
+
+/// What of a new image is allocated from the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// The metadata: the guest's clusters have their places, which are holes.
+    Metadata,
+    /// Metadata and the space for data.
+    Falloc,
+    /// Metadata and data, written as zeros.
+    Full,
 }
 
 /// Which format is created.
@@ -80,23 +108,35 @@ pub struct Plan {
     size: u64,
     image: Option<NewImage>,
     data_file: Option<PathBuf>,
+    existing: Existing,
+    preallocation: Preallocation,
 }
 
 /// Decides what to write.
 pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     let path = request.path.clone();
-    refuse_existing(&path)?;
+    let existing = request.existing;
+    let preallocation = request.preallocation;
+    refuse_existing(&path, existing)?;
     match &request.kind {
         Kind::Raw => {
             let size = request.size.ok_or_else(no_size)?.checked_next_multiple_of(SECTOR);
             let size = size
                 .filter(|size| *size <= limits::VIRTUAL_SIZE)
                 .ok_or_else(too_large)?;
+            if preallocation == Preallocation::Metadata {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "Unsupported preallocation mode 'metadata'",
+                ));
+            }
             Ok(Plan {
                 path,
                 size,
                 image: None,
                 data_file: None,
+                existing,
+                preallocation,
             })
         }
         Kind::Qcow2(options) => {
@@ -111,7 +151,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             let size = request.size.or(backing_size).ok_or_else(no_size)?;
             let image = NewImage::lay_out(&qcow2_options(options, size)?)?;
             let data_file = match &options.data_file {
-                Some((name, _)) => Some(data_file_path(name, &own)?),
+                Some((name, _)) => Some(data_file_path(name, &own, existing)?),
                 None => None,
             };
             Ok(Plan {
@@ -119,6 +159,8 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
                 size: image.header.virtual_size,
                 image: Some(image),
                 data_file,
+                existing,
+                preallocation,
             })
         }
     }
@@ -130,19 +172,54 @@ impl Plan {
         self.size
     }
 
+    /// Where the new image will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Creates the files. What fails half-way leaves nothing behind.
     pub fn execute(&self) -> Result<()> {
+        self.execute_at(&self.path, self.existing)
+    }
+
+    /// Creates the image under another name of the same folder.
+    pub(super) fn execute_at(&self, path: &Path, existing: Existing) -> Result<()> {
         let mut created = Created(Vec::new());
         if let Some(data_file) = &self.data_file {
-            create_file(data_file, self.size, &[], &mut created)?;
+            let file = create_file(data_file, self.size, &[], self.existing, &mut created)?;
+            fill(&file, self.size, self.preallocation)?;
         }
         match &self.image {
-            Some(image) => create_file(&self.path, image.len, &image.writes, &mut created)?,
-            None => create_file(&self.path, self.size, &[], &mut created)?,
+            Some(image) => {
+                create_file(path, image.len, &image.writes, existing, &mut created)?;
+            }
+            None => {
+                let file = create_file(path, self.size, &[], existing, &mut created)?;
+                fill(&file, self.size, self.preallocation)?;
+            }
         }
         created.0.clear();
         Ok(())
     }
+}
+
+/// Allocates a raw file.
+fn fill(file: &LocalFile, size: u64, preallocation: Preallocation) -> Result<()> {
+    const PIECE: usize = 1 << 20;
+    match preallocation {
+        Preallocation::Off | Preallocation::Metadata => return Ok(()),
+        Preallocation::Falloc => file.allocate(0, size)?,
+        Preallocation::Full => {
+            let zeros = vec![0; PIECE];
+            let mut at = 0;
+            while at < size {
+                let len = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
+                file.write_all_at(zeros.get(..len).unwrap_or_default(), at)?;
+                at += len as u64;
+            }
+        }
+    }
+    Ok(file.flush()?)
 }
 
 impl fmt::Display for Plan {
@@ -182,10 +259,30 @@ impl Drop for Created {
     }
 }
 
-fn create_file(path: &Path, len: u64, writes: &[(u64, Vec<u8>)], created: &mut Created) -> Result<()> {
-    let file = LocalFile::create(path, &OpenOptions::new().lock(LockMode::Write))?;
-    created.0.push(path.to_owned());
-    file.set_len(len)?;
+fn create_file(
+    path: &Path,
+    len: u64,
+    writes: &[(u64, Vec<u8>)],
+    existing: Existing,
+    created: &mut Created,
+) -> Result<LocalFile> {
+    let overwrite = existing == Existing::Overwrite;
+    let was_there = path.symlink_metadata().is_ok();
+    let options = OpenOptions::new().lock(LockMode::Write).overwrite(overwrite);
+    let file = LocalFile::create(path, &options)?;
+    if !was_there {
+        created.0.push(path.to_owned());
+    }
+    if file.is_block_device() {
+        if file.len()? < len {
+            return Err(Error::new(ErrorKind::NoSpace, "the device is too small").with_path(path));
+        }
+        if !writes.is_empty() {
+            file.write_zeroes(0, len)?;
+        }
+    } else {
+        file.set_len(len)?;
+    }
     // The header comes last, and only once the rest is durable.
     for (offset, bytes) in writes {
         if *offset == 0 {
@@ -194,20 +291,19 @@ fn create_file(path: &Path, len: u64, writes: &[(u64, Vec<u8>)], created: &mut C
         file.write_all_at(bytes, *offset)?;
     }
     file.flush()?;
-    Ok(sync_directory_of(path)?)
+    sync_directory_of(path)?;
+    Ok(file)
 }
 
-fn refuse_existing(path: &Path) -> Result<()> {
-    match path.symlink_metadata() {
-        Ok(_) => Err(
-            Error::new(ErrorKind::Conflict, "it exists, and is not overwritten")
-                .with_path(path)
-                .with_hint(
-                    "choose another name, or remove it first if you are sure that nothing depends on it",
-                ),
-        ),
-        Err(_) => Ok(()),
+pub(super) fn refuse_existing(path: &Path, existing: Existing) -> Result<()> {
+    if existing == Existing::Overwrite || path.symlink_metadata().is_err() {
+        return Ok(());
     }
+    Err(
+        Error::new(ErrorKind::Conflict, "it exists, and is not overwritten")
+            .with_path(path)
+            .with_hint("choose another name, or remove it first if you are sure that nothing depends on it"),
+    )
 }
 
 /// The chain that the new image will stand on. It may be open-ended or broken further down, but its first image must
@@ -255,7 +351,7 @@ fn qcow2_options(options: &Qcow2Options, size: u64) -> Result<CreateOptions> {
     })
 }
 
-fn data_file_path(name: &str, own: &Source) -> Result<PathBuf> {
+fn data_file_path(name: &str, own: &Source, existing: Existing) -> Result<PathBuf> {
     let reference = Reference::parse(name, Reading::Catena)
         .map_err(|error| Error::new(ErrorKind::BadReference, error.to_string()))?;
     let source = reference.resolve(own);
@@ -265,7 +361,7 @@ fn data_file_path(name: &str, own: &Source) -> Result<PathBuf> {
             format!("the data file '{name}' is not on this host"),
         )
     })?;
-    refuse_existing(path)?;
+    refuse_existing(path, existing)?;
     Ok(path.to_owned())
 }
 

@@ -3,10 +3,27 @@
 //! `plan(…)` decides everything and changes nothing; the plan can be shown; executing it performs it in an order in
 //! which every instant keeps the guest's view. Running a finished operation again finds nothing to do.
 
+pub mod children;
+mod choice;
+pub mod commit;
+pub mod compare;
+pub mod convert;
+pub mod copy;
 pub mod create;
 pub mod hash;
+pub mod input;
+mod line;
+pub mod measure;
 pub mod observer;
+mod pieces;
+pub mod rebase;
 pub mod relink;
+pub mod stream;
 pub mod view;
 
+pub use children::OtherChildren;
+pub use choice::LayerChoice;
+pub use copy::Moving;
+pub use input::{Concatenated, Input};
+pub use line::{MOST_THREADS, processors};
 pub use observer::{Observer, Silent};

@@ -1,6 +1,6 @@
 //! Who watches a long operation, and may stop it.
 
-use catena_engine::{Error, ErrorKind, Result};
+use catena_engine::{Error, ErrorKind, GuestOffset, Result};
 
 /// Watches a long operation. Called from several threads, often; it must be quick.
 pub trait Observer: Sync {
@@ -11,6 +11,9 @@ pub trait Observer: Sync {
     fn cancelled(&self) -> bool {
         false
     }
+
+    /// A sector could not be read, and becomes zeros because the caller wants what can be had.
+    fn unreadable(&self, _at: GuestOffset, _why: &Error) {}
 
     /// An error where it is to stop.
     fn check(&self) -> Result<()> {

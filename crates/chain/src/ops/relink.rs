@@ -11,7 +11,7 @@ use crate::detect::{Start, detect, quoted};
 use crate::open::Sharing;
 use crate::policy::Policy;
 use crate::reference::{Reading, Reference, Source};
-use catena_engine::{Error, ErrorKind, Result};
+use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::qcow2::rewrite::{self, Write};
 use catena_format::qcow2::{Autoclear, BackingName, Extension, Header, Incompatible};
 use catena_format::{Format, limits};
@@ -167,12 +167,64 @@ impl Plan {
             .with_path(&self.image)
             .with_hint("run the command again"));
         }
-        for (offset, bytes) in &self.writes {
-            file.write_all_at(bytes, *offset)?;
-            file.flush()?;
-        }
-        Ok(())
+        write_each(&file, &self.writes)
     }
+}
+
+/// Rewrites what an open image records about its backing. The caller has locked it, and knows that the view stays.
+pub(super) fn set_backing(file: &LocalFile, backing: Option<&NewBacking>) -> Result<()> {
+    let header = Header::read(&StorageBytes::new(file)?)?;
+    let area = read_area(
+        file,
+        usize::try_from(header.cluster_bits.size()).unwrap_or_default(),
+    )?;
+    write_each(file, &rewrite::plan(&area, &header, &changed(&header, backing)?)?)
+}
+
+fn write_each(file: &LocalFile, writes: &[Write]) -> Result<()> {
+    for (offset, bytes) in writes {
+        file.write_all_at(bytes, *offset)?;
+        file.flush()?;
+    }
+    Ok(())
+}
+
+/// How an image can record a backing image that another one of its chain, `owner`, records already: by the same string where
+/// that leads to the same place, else by a path.
+pub(super) fn reference_to(image: &Layer, owner: &Layer, backing: &Layer) -> Result<NewBacking> {
+    let format = backing.format;
+    let leads_there = |name: &str| {
+        let reference = Reference::parse(name, Reading::Catena).ok()?;
+        let source = reference.resolve(&image.source);
+        let found = LocalFile::open(source.path()?, &OpenOptions::new().lock(LockMode::None)).ok()?;
+        let object = backing.file.as_ref()?.identity.object();
+        (found.identity()?.object() == object).then_some(())
+    };
+    let recorded = owner
+        .description
+        .backing
+        .as_ref()
+        .map(|backing| backing.name.as_str())
+        .unwrap_or_default();
+    if leads_there(recorded).is_some() {
+        return Ok(NewBacking {
+            name: recorded.to_owned(),
+            format,
+        });
+    }
+    let cannot = || {
+        Error::new(
+            ErrorKind::BadReference,
+            format!("'{}' cannot be named in it", backing.name()),
+        )
+        .with_path(image.name())
+    };
+    let path = backing.path().ok_or_else(cannot)?;
+    let path = std::path::absolute(path).map_err(|_| cannot())?;
+    // A path in which a colon comes early would be taken for a protocol.
+    let name = path.to_str().ok_or_else(cannot)?.to_owned();
+    leads_there(&name).ok_or_else(cannot)?;
+    Ok(NewBacking { name, format })
 }
 
 impl fmt::Display for Plan {
@@ -203,7 +255,7 @@ impl fmt::Display for Plan {
 }
 
 /// The header of an image whose reference can be rewritten.
-fn changeable_header(overlay: &Layer) -> Result<&Header> {
+pub(super) fn changeable_header(overlay: &Layer) -> Result<&Header> {
     let header = overlay.header.as_ref().ok_or_else(|| {
         Error::new(
             ErrorKind::Unsupported,
@@ -228,7 +280,7 @@ fn changeable_header(overlay: &Layer) -> Result<&Header> {
     Ok(header)
 }
 
-fn resolve(backing: &NewBacking, overlay: &Layer) -> Result<Source> {
+pub(super) fn resolve(backing: &NewBacking, overlay: &Layer) -> Result<Source> {
     if backing.name.is_empty() || backing.name.len() > limits::BACKING_NAME_BYTES as usize {
         return Err(Error::new(
             ErrorKind::TooLarge,
@@ -241,7 +293,7 @@ fn resolve(backing: &NewBacking, overlay: &Layer) -> Result<Source> {
 }
 
 /// An image must not come to back itself, whoever answers for the view.
-fn check_no_loop(overlay: &Layer, new_chain: Option<&Chain>) -> Result<()> {
+pub(super) fn check_no_loop(overlay: &Layer, new_chain: Option<&Chain>) -> Result<()> {
     let object = overlay.file.as_ref().map(|file| file.identity.object());
     let layers = new_chain.map(|chain| chain.layers.as_slice()).unwrap_or_default();
     let own = layers
@@ -311,7 +363,7 @@ fn check_view(
 }
 
 /// Whether the new backing is the present one, read in the format in which it is, or would be, read now.
-fn is_same_backing(chain: &Chain, backing: &NewBacking, new_chain: &Chain) -> bool {
+pub(super) fn is_same_backing(chain: &Chain, backing: &NewBacking, new_chain: &Chain) -> bool {
     let object = |layer: &Layer| {
         layer
             .file
@@ -344,7 +396,7 @@ fn is_same_backing(chain: &Chain, backing: &NewBacking, new_chain: &Chain) -> bo
 }
 
 /// The header with the new reference in it.
-fn changed(header: &Header, backing: Option<&NewBacking>) -> Result<Header> {
+pub(super) fn changed(header: &Header, backing: Option<&NewBacking>) -> Result<Header> {
     let mut new = header.clone();
     new.extensions
         .retain(|extension| !matches!(extension, Extension::BackingFormat(_)));

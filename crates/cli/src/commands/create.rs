@@ -83,6 +83,8 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     };
     let request = create::Request {
         path: args.name.clone(),
+        existing: create::Existing::Refuse,
+        preallocation: create::Preallocation::Off,
         size: args.size,
         kind,
     };

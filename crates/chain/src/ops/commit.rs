@@ -1,0 +1,348 @@
+//! Commit: what layers hold is written into a layer below them.
+//!
+//! Several layers go in one pass: the merge of their maps says what is copied, once and from where it is. The base is written
+//! only where the layers above it answer, so that what those show stays the same at every instant; only when all of it is
+//! durable are references changed, and only then are layers emptied or deleted. Begun again after an interruption, it copies
+//! again what is there still.
+
+use super::children::OtherChildren;
+use super::choice::LayerChoice;
+use super::copy::{Copy, Moving, Zeros};
+use super::observer::Observer;
+use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
+use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
+use super::view::View;
+use crate::chain::{Chain, Layer};
+use crate::detect::{Start, detect};
+use crate::open::Sharing;
+use crate::policy::Policy;
+use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset, Result, Unmap};
+use catena_storage::sync_directory_of;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What to commit.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The active image of the chain.
+    pub start: Start,
+    /// The highest layer that is committed; the active one unless told otherwise.
+    pub top: LayerChoice,
+    /// The layer that is written; the one below `top` where `None`. All between go with it.
+    pub base: Option<LayerChoice>,
+    /// What becomes of the committed layers.
+    pub after: After,
+    /// Who else may stand on what is written or deleted.
+    pub children: OtherChildren,
+    /// How bytes are moved.
+    pub moving: Moving,
+}
+
+/// What becomes of committed layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum After {
+    /// The highest one is emptied and stands on the base; those between, which would show something else, stay as they are.
+    #[default]
+    Empty,
+    /// They stay as they are.
+    Keep,
+    /// They are deleted, and the layer above them, where there is one, is put on the base.
+    Delete,
+}
+
+/// A commit, decided.
+#[derive(Debug)]
+pub struct Plan {
+    chain: Chain,
+    top: usize,
+    base: usize,
+    after: After,
+    moving: Moving,
+    to_copy: u64,
+    grows_to: Option<u64>,
+    /// The layer that is put on the base, and how it records it.
+    relinked: Option<(usize, NewBacking)>,
+    /// The layer asked for is gone already.
+    done: bool,
+}
+
+/// Decides.
+pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
+    let chain = detect(&request.start, policy);
+    chain.check_complete()?;
+    if request.after == After::Delete && request.top.is_gone() {
+        return Ok(Plan::nothing(chain, request));
+    }
+    let top = request.top.find(&chain)?;
+    let base = match &request.base {
+        Some(base) => base.find(&chain)?,
+        None => top + 1,
+    };
+    let layers = chain.layers.get(top..base).unwrap_or_default();
+    let (Some(highest), Some(written)) = (layers.first(), chain.layers.get(base)) else {
+        let active = chain.layers.get(top).map(Layer::name).unwrap_or_default();
+        return Err(if base > top {
+            Error::new(ErrorKind::Conflict, "Image does not have a backing file").with_path(active)
+        } else {
+            Error::new(
+                ErrorKind::Conflict,
+                "the base must lie below the layers that are committed",
+            )
+        });
+    };
+    check_readable(layers)?;
+    check_writable(written)?;
+    if request.after == After::Empty {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "committed layers cannot be emptied",
+        ));
+    }
+    let relinked = match request.after {
+        After::Keep => None,
+        After::Empty if base == top + 1 => None,
+        After::Empty => Some(top),
+        After::Delete => top.checked_sub(1),
+    };
+    let relinked = match (relinked, chain.layers.get(base - 1)) {
+        (Some(index), Some(owner)) => {
+            let image = chain.layers.get(index).unwrap_or(highest);
+            changeable_header(image)?;
+            Some((index, reference_to(image, owner, written)?))
+        }
+        _ => None,
+    };
+    // The base and all between show something else afterwards; the highest layer does not, unless it goes.
+    let mut changed: Vec<&Layer> = chain.layers.iter().skip(top + 1).take(base - top).collect();
+    if request.after == After::Delete {
+        changed.push(highest);
+    }
+    request.children.check(&changed, &chain.layers)?;
+
+    let size = highest.virtual_size().unwrap_or_default();
+    let grows_to = (written.virtual_size().unwrap_or_default() < size).then_some(size);
+    let view = View::open(&layers.iter().collect::<Vec<_>>(), Sharing::Force)?;
+    let to_copy = bytes_to_copy(held(&**view.disk(), layers.len()))?;
+    Ok(Plan {
+        top,
+        base,
+        after: request.after,
+        moving: request.moving.clone(),
+        to_copy,
+        grows_to,
+        relinked,
+        done: false,
+        chain,
+    })
+}
+
+/// What is to be written to a base that lies below so many layers: all that they answer for.
+pub(super) fn held(disk: &dyn Disk, layers: usize) -> impl Iterator<Item = Result<Piece>> {
+    let lowest = u32::try_from(layers.saturating_sub(1)).unwrap_or(u32::MAX);
+    stretches(disk, 0, disk.size(), move |extent: &Extent| match extent.kind {
+        // Nobody answers, unless a layer ends before: what it does not reach is zeros.
+        ExtentKind::Unallocated if extent.layer >= lowest => What::Skip,
+        ExtentKind::Unallocated | ExtentKind::Zero { offset: None } => What::Zero,
+        // A hole of a file is zeros, too.
+        ExtentKind::Zero { offset: Some(_) } => What::Zero,
+        _ => What::Copy,
+    })
+}
+
+/// Whether the layers' data can be read.
+fn check_readable(layers: &[Layer]) -> Result<()> {
+    for layer in layers {
+        changeable_header(layer)?;
+        if layer.encryption().is_some() {
+            return Err(Error::new(
+                ErrorKind::Encrypted,
+                "the data is encrypted, and reading encrypted images is not supported",
+            )
+            .with_path(layer.name()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the base can be written.
+fn check_writable(base: &Layer) -> Result<()> {
+    if base.header.is_some() {
+        changeable_header(base)?;
+    }
+    if base.encryption().is_some() {
+        return Err(Error::new(
+            ErrorKind::Encrypted,
+            "the data is encrypted, and writing encrypted images is not supported",
+        )
+        .with_path(base.name()));
+    }
+    Ok(())
+}
+
+impl Plan {
+    fn nothing(chain: Chain, request: &Request) -> Self {
+        Self {
+            chain,
+            top: 0,
+            base: 0,
+            after: request.after,
+            moving: request.moving.clone(),
+            to_copy: 0,
+            grows_to: None,
+            relinked: None,
+            done: true,
+        }
+    }
+
+    /// Whether there is nothing to do: what was to be committed and deleted is gone.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Bytes that are to be read.
+    pub fn to_copy(&self) -> u64 {
+        self.to_copy
+    }
+
+    /// How many layers are committed.
+    pub fn depth(&self) -> usize {
+        self.base - self.top
+    }
+
+    fn layer(&self, index: usize) -> Result<&Layer> {
+        self.chain
+            .layers
+            .get(index)
+            .ok_or_else(|| Error::new(ErrorKind::OutOfBounds, format!("there is no layer {index}")))
+    }
+
+    /// Commits.
+    pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
+        if self.done {
+            return Ok(());
+        }
+        observer.check()?;
+        let top = self.layer(self.top)?;
+        let layers = self.chain.layers.get(self.top..self.base).unwrap_or_default();
+        let below = self.chain.layers.get(self.base + 1..).unwrap_or_default();
+        // What will be changed at the end is locked from the start, so that nothing can be in the way by then.
+        let relinked = match &self.relinked {
+            Some((index, _)) => Some(self.layer(*index)?.reopen_for_writing()?),
+            None => None,
+        };
+        let emptied = match self.after {
+            After::Empty if self.relinked.is_none() => Some(top.reopen_for_writing()?),
+            After::Empty => relinked.clone(),
+            After::Keep | After::Delete => None,
+        };
+        let mut base = self.layer(self.base)?.open_writable(below, Sharing::Locked)?;
+        if let Some(size) = self.grows_to {
+            grow(&mut base, size, below)?;
+        }
+        let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
+            let ours = number == 0 && emptied.is_some();
+            (layer, if ours { Sharing::Force } else { Sharing::Locked })
+        }))?;
+        let copy = Copy {
+            source: &**view.disk(),
+            target: &**base.disk(),
+            moving: &Moving {
+                sparse: 0,
+                ..self.moving.clone()
+            },
+            zeros: Zeros::Write(Unmap::Allow),
+            unit: base.unit(),
+            observer,
+            total: self.to_copy,
+        };
+        let end = view.size();
+        copy.run(Pieces::new(held(&**view.disk(), layers.len()), end, 1))?;
+        // From here on the base shows what the layers do. It stays locked until they are dealt with.
+        let _base = base.finish()?;
+        drop(view);
+        observer.check()?;
+        if let (Some(file), Some((_, backing))) = (&relinked, &self.relinked) {
+            set_backing(file, Some(backing))?;
+        }
+        match self.after {
+            After::Keep => Ok(()),
+            After::Empty => Ok(()),
+            After::Delete => layers.iter().try_for_each(delete),
+        }
+    }
+}
+
+/// Makes the base as large as what is committed to it. What is new reads as zeros, whatever lies below.
+fn grow(base: &mut crate::writable::Writable, size: u64, below: &[Layer]) -> Result<()> {
+    let old = base.disk().size();
+    base.grow(size)?;
+    let covered = below
+        .first()
+        .and_then(Layer::virtual_size)
+        .unwrap_or_default()
+        .min(size);
+    if old < covered {
+        base.disk()
+            .write_zeroes(GuestOffset(old), covered - old, Unmap::Allow)?;
+    }
+    Ok(())
+}
+
+/// Deletes a layer's files.
+fn delete(layer: &Layer) -> Result<()> {
+    let data_file = layer
+        .data_file
+        .as_ref()
+        .and_then(|data| data.source.as_ref()?.path());
+    for path in [layer.path(), data_file].into_iter().flatten() {
+        match std::fs::remove_file(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(catena_storage::Error::from_io(error, "delete")
+                    .with_path(path)
+                    .into());
+            }
+        }
+        sync_directory_of(path)?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.done {
+            return f.write_str("nothing to commit: the layer is gone already");
+        }
+        let names: Vec<PathBuf> = self
+            .chain
+            .layers
+            .iter()
+            .skip(self.top)
+            .take(self.base - self.top + 1)
+            .map(|layer| layer.path().map(PathBuf::from).unwrap_or_default())
+            .collect();
+        let (base, layers) = names
+            .split_last()
+            .map_or((None, names.as_slice()), |(base, rest)| (Some(base), rest));
+        let quoted: Vec<_> = layers
+            .iter()
+            .map(|name| format!("'{}'", name.display()))
+            .collect();
+        let base = base.map(|base| base.display().to_string()).unwrap_or_default();
+        write!(f, "{base}: takes {} bytes of {}", self.to_copy, quoted.join(", "))?;
+        if let Some(size) = self.grows_to {
+            write!(f, ", and grows to {size} bytes")?;
+        }
+        match self.after {
+            After::Keep => write!(f, "; nothing else changes")?,
+            After::Empty => write!(f, "; {} is emptied", quoted.first().map_or("", |name| name))?,
+            After::Delete => write!(f, "; they are deleted")?,
+        }
+        if let Some((index, backing)) = &self.relinked {
+            let image = self.chain.layers.get(*index).map(Layer::name).unwrap_or_default();
+            write!(f, "; '{image}' is put on '{}' ({})", backing.name, backing.format)?;
+        }
+        Ok(())
+    }
+}

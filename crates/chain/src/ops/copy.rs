@@ -1,0 +1,259 @@
+//! Moving bytes from one disk to another: what every operation does that copies.
+//!
+//! Pieces are read by several threads and written in order, unless the caller wants any order. What is read and turns out
+//! zeros is not written as data. Nothing here decides which stretches are moved: that is [`super::pieces`] and the
+//! operations.
+
+use super::line::{Line, Next};
+use super::observer::Observer;
+use super::pieces::{Piece, What};
+use catena_engine::{Disk, Error, ErrorKind, GuestOffset, Result, Unmap, WritableDisk};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Pieces that are moved at once unless told otherwise; qemu-img's number.
+pub const THREADS: usize = 8;
+/// The shortest run of zeros that is looked for in data unless told otherwise, in bytes; qemu-img's number.
+pub const SPARSE: u64 = 4096;
+/// Guests see whole sectors.
+pub(super) const SECTOR: u64 = 512;
+
+/// How bytes are moved.
+#[derive(Clone, Debug)]
+pub struct Moving {
+    /// The shortest run of zeros in data that is not written as data, in bytes. 0: everything is written, zeros too.
+    pub sparse: u64,
+    /// Pieces that are moved at once.
+    pub threads: usize,
+    /// Whether pieces may be written in any order: faster on some media, and the target lies there in that order.
+    pub any_order: bool,
+    /// Most bytes a second.
+    pub rate: Option<u64>,
+    /// Whether what cannot be read is made zeros, and told to the observer, instead of failing.
+    pub salvage: bool,
+}
+
+impl Default for Moving {
+    fn default() -> Self {
+        Self {
+            sparse: SPARSE,
+            threads: THREADS,
+            any_order: false,
+            rate: None,
+            salvage: false,
+        }
+    }
+}
+
+/// What is done about zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeros {
+    /// Nothing: the target reads as zeros there already.
+    Skip,
+    /// The target is told.
+    Write(Unmap),
+}
+
+/// Writes whole clusters compressed.
+pub trait CompressedTarget: Sync {
+    /// Bytes of a cluster.
+    fn cluster_size(&self) -> u64;
+
+    /// Compresses clusters: `bytes` are whole ones, but for the last of the disk. Called by several threads at once.
+    fn compress(&self, bytes: &[u8]) -> Result<Vec<u8>>;
+
+    /// Writes what [`CompressedTarget::compress`] made of one cluster, or the cluster itself where that is no shorter.
+    fn write(&self, offset: GuestOffset, cluster: &[u8], compressed: &[u8]) -> Result<()>;
+}
+
+/// A copy: from where, to where, and how.
+pub(super) struct Copy<'a> {
+    pub source: &'a dyn Disk,
+    pub target: &'a dyn WritableDisk,
+    pub moving: &'a Moving,
+    pub zeros: Zeros,
+    /// Aligned units of this size are data or zeros as a whole; at least one sector.
+    pub unit: u64,
+    pub observer: &'a dyn Observer,
+    /// Bytes that will be moved, for the observer.
+    pub total: u64,
+}
+
+/// What a thread holds.
+#[derive(Default)]
+pub(super) struct Buffer {
+    pub bytes: Vec<u8>,
+    pub other: Vec<u8>,
+}
+
+impl Copy<'_> {
+    /// Moves the pieces.
+    pub fn run(&self, pieces: impl Iterator<Item = Result<Piece>> + Send) -> Result<()> {
+        let done = AtomicU64::new(0);
+        let pace = Pace::new(self.moving.rate);
+        self.observer.progress(0, self.total);
+        self.line().run(
+            pieces,
+            |piece, buffer: &mut Buffer| match piece.what {
+                What::Copy => self.read(piece, buffer),
+                What::Zero | What::Skip => Ok(()),
+            },
+            |piece, buffer| {
+                self.write(piece, buffer)?;
+                if piece.what == What::Copy {
+                    let now = done
+                        .fetch_add(piece.len(), Ordering::Relaxed)
+                        .saturating_add(piece.len());
+                    self.observer.progress(now.min(self.total), self.total);
+                }
+                pace.passed(piece.len(), self.observer)?;
+                Ok(Next::Go)
+            },
+        )
+    }
+
+    pub fn line(&self) -> Line<'_> {
+        Line {
+            threads: self.moving.threads,
+            in_order: !self.moving.any_order,
+            observer: self.observer,
+        }
+    }
+
+    /// Fills the buffer with a piece of the source.
+    pub fn read(&self, piece: &Piece, buffer: &mut Buffer) -> Result<()> {
+        resize(&mut buffer.bytes, piece.len());
+        match self.source.read_at(&mut buffer.bytes, piece.offset()) {
+            Err(_) if self.moving.salvage => self.read_what_can_be(piece, &mut buffer.bytes),
+            other => other,
+        }
+    }
+
+    /// Reads sector by sector; zeros where that fails.
+    fn read_what_can_be(&self, piece: &Piece, bytes: &mut [u8]) -> Result<()> {
+        let sector = usize::try_from(SECTOR).unwrap_or(512);
+        let mut at = piece.offset();
+        for part in bytes.chunks_mut(sector) {
+            if let Err(error) = self.source.read_at(part, at) {
+                self.observer.check()?;
+                self.observer.unreadable(at, &error);
+                part.fill(0);
+            }
+            at = at.plus(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes a piece: data as data, zeros as zeros.
+    pub fn write(&self, piece: &Piece, buffer: &Buffer) -> Result<()> {
+        match piece.what {
+            What::Skip => Ok(()),
+            What::Zero => self.zero(piece.start, piece.end),
+            What::Copy if self.moving.sparse == 0 => self.target.write_at(&buffer.bytes, piece.offset()),
+            What::Copy => self.write_sparse(piece, &buffer.bytes),
+        }
+    }
+
+    fn write_sparse(&self, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        // Where data begins that is not written yet, and where the zeros behind it do.
+        let mut data: Option<u64> = None;
+        let mut zeros: Option<u64> = None;
+        let mut at = piece.start;
+        let part = |from: u64, to: u64| {
+            let index =
+                |offset: u64| usize::try_from(offset.saturating_sub(piece.start)).unwrap_or(usize::MAX);
+            bytes.get(index(from)..index(to)).unwrap_or_default()
+        };
+        while at < piece.end {
+            let next = (at / self.unit + 1).saturating_mul(self.unit).min(piece.end);
+            if is_zero(part(at, next)) {
+                zeros.get_or_insert(at);
+            } else {
+                if let Some(from) = zeros.take()
+                    && (data.is_none() || at - from >= self.moving.sparse)
+                {
+                    if let Some(data) = data.take() {
+                        self.target.write_at(part(data, from), GuestOffset(data))?;
+                    }
+                    self.zero(from, at)?;
+                }
+                data.get_or_insert(at);
+            }
+            at = next;
+        }
+        let data_end = zeros.unwrap_or(piece.end);
+        if let Some(data) = data {
+            self.target.write_at(part(data, data_end), GuestOffset(data))?;
+        }
+        zeros.map_or(Ok(()), |from| self.zero(from, piece.end))
+    }
+
+    fn zero(&self, from: u64, to: u64) -> Result<()> {
+        match self.zeros {
+            Zeros::Skip => Ok(()),
+            Zeros::Write(unmap) => {
+                self.target
+                    .write_zeroes(GuestOffset(from), to.saturating_sub(from), unmap)
+            }
+        }
+    }
+}
+
+/// Whether all bytes are zeros.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    const BLOCK: usize = 4096;
+    static ZEROS: [u8; BLOCK] = [0; BLOCK];
+    // Data mostly shows in its first bytes.
+    bytes.first().is_none_or(|byte| *byte == 0)
+        && bytes
+            .chunks(BLOCK)
+            .all(|block| Some(block) == ZEROS.get(..block.len()))
+}
+
+/// Makes room for a piece without clearing what will be overwritten.
+pub(super) fn resize(bytes: &mut Vec<u8>, len: u64) {
+    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
+}
+
+/// Keeps to a rate.
+pub(super) struct Pace {
+    rate: Option<u64>,
+    state: Mutex<(Instant, u64)>,
+}
+
+impl Pace {
+    /// Looks whether to stop at least this often.
+    const NAP: Duration = Duration::from_millis(100);
+
+    pub fn new(rate: Option<u64>) -> Self {
+        Self {
+            rate: rate.filter(|rate| *rate > 0),
+            state: Mutex::new((Instant::now(), 0)),
+        }
+    }
+
+    /// So many bytes have been moved: waits until that was not too fast.
+    pub fn passed(&self, bytes: u64, observer: &dyn Observer) -> Result<()> {
+        let Some(rate) = self.rate else {
+            return Ok(());
+        };
+        let due = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.1 = state.1.saturating_add(bytes);
+            let seconds = state.1 as f64 / rate as f64;
+            Duration::try_from_secs_f64(seconds)
+                .ok()
+                .and_then(|time| state.0.checked_add(time))
+                .ok_or_else(|| Error::new(ErrorKind::TooLarge, "the rate is too low"))?
+        };
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            observer.check()?;
+            std::thread::sleep(left.min(Self::NAP));
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Rebase: an image put on another backing image, and what would change for its guest copied into it.
+//!
+//! Both backings are compared, by identity first, where the image itself does not answer; what differs is written into it. Only
+//! when that is durable is the reference changed. Until then the image shows what it did over the old backing, after it the
+//! same over the new one; begun again after an interruption, it finds less to copy.
+
+use super::convert::copy_differences;
+use super::copy::{Copy, Moving, Zeros};
+use super::observer::Observer;
+use super::pieces::bytes_to_copy;
+use super::relink::{NewBacking, changeable_header, check_no_loop, is_same_backing, resolve, set_backing};
+use super::view::{Pair, View};
+use crate::chain::{Chain, End, Layer, Link};
+use crate::detect::{Start, detect};
+use crate::open::Sharing;
+use crate::policy::Policy;
+use catena_engine::{Error, ErrorKind, Result, Unmap};
+use std::fmt;
+
+/// What to rebase.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The image.
+    pub start: Start,
+    /// What it shall stand on; `None` for nothing.
+    pub backing: Option<NewBacking>,
+    /// How bytes are moved.
+    pub moving: Moving,
+    /// Whether what is copied is compressed.
+    pub compressed: bool,
+}
+
+/// A rebase, decided.
+#[derive(Debug)]
+pub struct Plan {
+    chain: Chain,
+    backing: Option<NewBacking>,
+    new: Chain,
+    /// The backing stays the file that it is, so there is nothing to compare.
+    same: bool,
+    to_compare: u64,
+    moving: Moving,
+    compressed: bool,
+}
+
+/// Decides.
+pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
+    let chain = detect(&request.start, policy);
+    let image = chain.active().ok_or_else(|| match chain.check_complete() {
+        Err(error) => error,
+        Ok(()) => Error::new(ErrorKind::NotFound, "there is no image"),
+    })?;
+    changeable_header(image)?;
+    let new = match &request.backing {
+        None => Chain {
+            layers: Vec::new(),
+            end: End::Terminated,
+        },
+        Some(backing) => {
+            let start = Start {
+                source: resolve(backing, image)?,
+                format: Some(backing.format),
+            };
+            let chain = detect(&start, policy);
+            check_no_loop(image, Some(&chain))?;
+            chain
+        }
+    };
+    let same = request
+        .backing
+        .as_ref()
+        .is_some_and(|backing| is_same_backing(&chain, backing, &new));
+    let to_compare = if same {
+        0
+    } else {
+        chain.check_complete()?;
+        new.check_complete()?;
+        chain.check_not_encrypted(0)?;
+        new.check_not_encrypted(0)?;
+        let (old_view, new_view) = (
+            View::open(&chain.layers.iter().collect::<Vec<_>>(), Sharing::Force)?,
+            View::over(image, Some(&new), Sharing::Force)?,
+        );
+        let pair = Pair {
+            a: &old_view,
+            b: &new_view,
+        };
+        bytes_to_copy(pair.stretches(old_view.size(), |_| false))?
+    };
+    Ok(Plan {
+        backing: request.backing.clone(),
+        new,
+        same,
+        to_compare,
+        moving: request.moving.clone(),
+        compressed: request.compressed,
+        chain,
+    })
+}
+
+impl Plan {
+    /// Bytes of which the maps do not tell whether they stay the same.
+    pub fn to_compare(&self) -> u64 {
+        self.to_compare
+    }
+
+    /// Rebases.
+    pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
+        observer.check()?;
+        let (image, below) = self
+            .chain
+            .layers
+            .split_first()
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no image"))?;
+        let file = if self.same {
+            image.reopen_for_writing()?
+        } else {
+            let writable = image.open_writable(below, Sharing::Locked)?;
+            let view = |below: &[Layer]| {
+                // The image itself is locked for writing, by us.
+                let own = std::iter::once((image, Sharing::Force));
+                View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))
+            };
+            let (old, new) = (view(below)?, view(&self.new.layers)?);
+            let copy = Copy {
+                source: &**old.disk(),
+                target: &**writable.disk(),
+                moving: &self.moving,
+                zeros: Zeros::Write(Unmap::Allow),
+                unit: writable.unit(),
+                observer,
+                total: self.to_compare,
+            };
+            copy_differences(&copy, Pair { a: &old, b: &new }, old.size())?;
+            writable.finish()?
+        };
+        observer.check()?;
+        set_backing(&file, self.backing.as_ref())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let image = self.chain.active().map(Layer::name).unwrap_or_default();
+        match &self.backing {
+            None => write!(f, "{image}: is put on no backing image")?,
+            Some(backing) => {
+                let link = Link {
+                    text: backing.name.clone(),
+                    format: None,
+                };
+                write!(f, "{image}: is put on '{}' ({})", link.shown(), backing.format)?;
+            }
+        }
+        if self.same {
+            return f.write_str(", which is its backing image already");
+        }
+        let compressed = if self.compressed { ", compressed" } else { "" };
+        write!(
+            f,
+            "; {} bytes are compared, and what differs is copied into it{compressed}",
+            self.to_compare
+        )
+    }
+}
