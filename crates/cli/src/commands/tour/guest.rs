@@ -153,7 +153,7 @@ fn unknown_kind() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use catena::ops::create::{self, Kind, Qcow2Options, Request};
+    use catena::ops::create::{self, Existing, Kind, Preallocation, Qcow2Options, Request};
     use std::process::Command;
 
     fn create(path: &Path, backing: Option<(&str, Format)>) {
@@ -163,6 +163,8 @@ mod tests {
         };
         let request = Request {
             path: path.to_owned(),
+            existing: Existing::Refuse,
+            preallocation: Preallocation::Off,
             size: Some(64 << 20),
             kind: Kind::Qcow2(Box::new(options)),
         };
