@@ -25,7 +25,7 @@ pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{BackingName, ClusterBits, Compression, CryptMethod, Header, Version};
 pub use layout::{Cluster, L1Entry, Layout};
 pub use refcount::RefcountWidth;
-pub use snapshot::Snapshot;
+pub use snapshot::{Record as SnapshotRecord, Snapshot};
 
 use crate::bytes::Bytes;
 use crate::describe::{DataFile, Description, Encryption, RecordedReference};

@@ -1,0 +1,377 @@
+//! A count for each cluster of a file, in little memory.
+//!
+//! Clusters are kept in chunks that exist once something in them is counted, each as narrow as its largest count allows:
+//! most images need one bit for a cluster. Counting is done from many threads at once. When the counts would take more
+//! memory than they may, those of the last clusters are dropped and [`Counts::end`] says where: whoever counts does so
+//! again for the rest.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Clusters of a chunk.
+pub(in crate::qcow2) const CHUNK: u64 = 1 << 16;
+const WORD: u64 = 64;
+
+/// Counts of the clusters of a range.
+#[derive(Debug)]
+pub(in crate::qcow2) struct Counts {
+    first: u64,
+    end: AtomicU64,
+    max: u64,
+    chunks: Vec<Mutex<Chunk>>,
+    used: AtomicUsize,
+    budget: usize,
+}
+
+/// Counts of [`CHUNK`] clusters, each `1 << order` bits wide. No words: all are zero.
+#[derive(Clone, Debug, Default)]
+pub(in crate::qcow2) struct Chunk {
+    order: u32,
+    words: Vec<u64>,
+}
+
+/// The largest count that fits `1 << order` bits.
+pub(in crate::qcow2) fn max_of_order(order: u32) -> u64 {
+    u64::MAX >> (64 - (1u32 << order.min(6)))
+}
+
+impl Counts {
+    /// Counts for clusters `first..end`, all zero, which stop at `max`. They take up about `budget` bytes at most, but
+    /// always hold a chunk or two.
+    pub fn new(first: u64, end: u64, max: u64, budget: usize) -> Self {
+        let chunks = end.saturating_sub(first).div_ceil(CHUNK);
+        Self {
+            first,
+            end: AtomicU64::new(end),
+            max,
+            chunks: (0..chunks).map(|_| Mutex::default()).collect(),
+            used: AtomicUsize::new(0),
+            budget,
+        }
+    }
+
+    /// One past the last cluster that is counted, which may have become less.
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Relaxed)
+    }
+
+    /// Whether the cluster is one of those that are counted here.
+    pub fn holds(&self, cluster: u64) -> bool {
+        (self.first..self.end()).contains(&cluster)
+    }
+
+    fn chunk(&self, index: u64) -> Option<MutexGuard<'_, Chunk>> {
+        let chunk = self.chunks.get(usize::try_from(index).ok()?)?;
+        // No count is left half made by a panic that is worth a second one.
+        Some(chunk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The pieces of a range of clusters that are counted here: index of the chunk, first in it, how many.
+    fn pieces(&self, first: u64, count: u64) -> impl Iterator<Item = (u64, u64, u64)> + use<> {
+        let end = first.saturating_add(count).min(self.end());
+        let base = self.first;
+        let mut at = first.max(base);
+        std::iter::from_fn(move || {
+            let start = at.checked_sub(base)?;
+            let n = (CHUNK - start % CHUNK).min(end.saturating_sub(at));
+            at += n;
+            (n > 0).then_some((start / CHUNK, start % CHUNK, n))
+        })
+    }
+
+    /// Counts one more reference to each cluster of a range. What is at its maximum already is told to `overflow`.
+    pub fn add(&self, first: u64, count: u64, mut overflow: impl FnMut(u64)) {
+        for (index, start, n) in self.pieces(first, count) {
+            let Some(mut chunk) = self.chunk(index) else {
+                continue;
+            };
+            let before = chunk.bytes();
+            chunk.add(start, n, self.max, |at| {
+                overflow(self.first + index * CHUNK + at);
+            });
+            self.grown(before, chunk);
+        }
+    }
+
+    /// Sets the counts of consecutive clusters, as far as they are counted here.
+    pub fn set_all(&self, first: u64, values: &[u64]) {
+        let skip = self.first.saturating_sub(first);
+        let mut values = values
+            .get(usize::try_from(skip).unwrap_or(usize::MAX)..)
+            .unwrap_or_default();
+        for (index, start, n) in self.pieces(first + skip, values.len() as u64) {
+            let (now, rest) = values
+                .split_at_checked(usize::try_from(n).unwrap_or(0))
+                .unwrap_or_default();
+            values = rest;
+            let Some(mut chunk) = self.chunk(index) else {
+                continue;
+            };
+            let before = chunk.bytes();
+            chunk.set_all(start, now);
+            self.grown(before, chunk);
+        }
+    }
+
+    fn grown(&self, before: usize, chunk: MutexGuard<'_, Chunk>) {
+        let more = chunk.bytes().saturating_sub(before);
+        drop(chunk);
+        if more > 0 && self.used.fetch_add(more, Ordering::Relaxed) + more > self.budget {
+            self.drop_some();
+        }
+    }
+
+    /// Gives up the last clusters, until the memory of half the budget is free.
+    fn drop_some(&self) {
+        let mut index = self.end().saturating_sub(self.first).div_ceil(CHUNK);
+        while self.used.load(Ordering::Relaxed) > self.budget / 2 && index > 1 {
+            index -= 1;
+            self.end.fetch_min(self.first + index * CHUNK, Ordering::Relaxed);
+            if let Some(mut chunk) = self.chunk(index) {
+                self.used.fetch_sub(chunk.bytes(), Ordering::Relaxed);
+                *chunk = Chunk::default();
+            }
+        }
+    }
+
+    /// The count of a cluster; 0 for one that is not counted here.
+    pub fn get(&self, cluster: u64) -> u64 {
+        self.pieces(cluster, 1)
+            .next()
+            .and_then(|(index, start, _)| Some(self.chunk(index)?.get(start)))
+            .unwrap_or(0)
+    }
+
+    /// Whether each cluster of a range has a count of exactly one.
+    pub fn all_one(&self, first: u64, count: u64) -> bool {
+        self.pieces(first, count)
+            .all(|(index, start, n)| self.chunk(index).is_some_and(|chunk| chunk.all_one(start, n)))
+    }
+
+    /// A chunk's counts, by the number of its first cluster; `None` past the end.
+    pub fn snapshot(&self, first: u64) -> Option<Chunk> {
+        let index = first.checked_sub(self.first)? / CHUNK;
+        Some(self.chunk(index)?.clone())
+    }
+
+    /// First clusters of the chunks that are counted here.
+    pub fn chunk_starts(&self) -> impl Iterator<Item = u64> + use<> {
+        let (first, end) = (self.first, self.end());
+        (0..end.saturating_sub(first).div_ceil(CHUNK)).map(move |index| first + index * CHUNK)
+    }
+}
+
+impl Chunk {
+    fn bytes(&self) -> usize {
+        self.words.len() * 8
+    }
+
+    /// Whether all counts are zero, as far as that is known without looking.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    fn per_word(&self) -> u64 {
+        WORD >> self.order
+    }
+
+    /// The count of the cluster that is `at` into the chunk.
+    pub fn get(&self, at: u64) -> u64 {
+        let per_word = self.per_word();
+        let word = usize::try_from(at / per_word)
+            .ok()
+            .and_then(|word| self.words.get(word));
+        let shift = (at % per_word) << self.order;
+        word.map_or(0, |word| word >> shift & max_of_order(self.order))
+    }
+
+    fn set(&mut self, at: u64, value: u64) {
+        if value == 0 && self.words.is_empty() {
+            return;
+        }
+        self.widen_for(value);
+        let per_word = self.per_word();
+        let (order, mask) = (self.order, max_of_order(self.order));
+        let shift = (at % per_word) << order;
+        if let Some(word) = usize::try_from(at / per_word)
+            .ok()
+            .and_then(|word| self.words.get_mut(word))
+        {
+            *word = *word & !(mask << shift) | value << shift;
+        }
+    }
+
+    fn set_all(&mut self, start: u64, values: &[u64]) {
+        let largest = values.iter().fold(0, |all, value| all | value);
+        if largest == 0 && self.words.is_empty() {
+            return;
+        }
+        self.widen_for(largest);
+        if self.order == 0 && start.is_multiple_of(WORD) && (values.len() as u64).is_multiple_of(WORD) {
+            let words = self
+                .words
+                .iter_mut()
+                .skip(usize::try_from(start / WORD).unwrap_or(usize::MAX));
+            for (word, bits) in words.zip(values.chunks_exact(WORD as usize)) {
+                *word = bits.iter().rev().fold(0, |word, bit| word << 1 | bit);
+            }
+            return;
+        }
+        for (at, value) in (start..).zip(values) {
+            self.set(at, *value);
+        }
+    }
+
+    /// Makes room for a count of `value`.
+    fn widen_for(&mut self, value: u64) {
+        if self.words.is_empty() {
+            self.order = 0;
+            self.words = vec![0; (CHUNK / WORD) as usize];
+        }
+        if value <= max_of_order(self.order) {
+            return;
+        }
+        let mut wide = Self {
+            order: (self.order + 1..=6)
+                .find(|order| value <= max_of_order(*order))
+                .unwrap_or(6),
+            words: Vec::new(),
+        };
+        wide.words = vec![0; ((CHUNK << wide.order) / WORD) as usize];
+        for at in 0..CHUNK {
+            let value = self.get(at);
+            if value != 0 {
+                wide.set(at, value);
+            }
+        }
+        *self = wide;
+    }
+
+    fn add(&mut self, start: u64, count: u64, max: u64, mut overflow: impl FnMut(u64)) {
+        self.widen_for(1);
+        let end = start + count;
+        let mut at = start;
+        while at < end {
+            if self.order == 0 {
+                let n = (WORD - at % WORD).min(end - at);
+                let mask = (u64::MAX >> (WORD - n)) << (at % WORD);
+                if let Some(word) = usize::try_from(at / WORD)
+                    .ok()
+                    .and_then(|word| self.words.get_mut(word))
+                    && *word & mask == 0
+                {
+                    *word |= mask;
+                    at += n;
+                    continue;
+                }
+            }
+            let value = self.get(at);
+            if value >= max {
+                overflow(at);
+            } else {
+                self.set(at, value + 1);
+            }
+            at += 1;
+        }
+    }
+
+    fn all_one(&self, start: u64, count: u64) -> bool {
+        let end = start + count;
+        let mut at = start;
+        while at < end {
+            if self.order == 0 {
+                let n = (WORD - at % WORD).min(end - at);
+                let mask = (u64::MAX >> (WORD - n)) << (at % WORD);
+                let word = usize::try_from(at / WORD)
+                    .ok()
+                    .and_then(|word| self.words.get(word));
+                if word.is_none_or(|word| word & mask != mask) {
+                    return false;
+                }
+                at += n;
+            } else {
+                if self.get(at) != 1 {
+                    return false;
+                }
+                at += 1;
+            }
+        }
+        true
+    }
+
+    /// Where two chunks differ, and by what: position, own count, the other's.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (u64, u64, u64)> + 'a {
+        let same = self.order == other.order && self.words == other.words;
+        let positions = if same { 0..0 } else { 0..CHUNK };
+        positions
+            .map(|at| (at, self.get(at), other.get(at)))
+            .filter(|(_, own, theirs)| own != theirs)
+    }
+
+    /// Position of the last count before `end` that is not zero.
+    pub fn last_before(&self, end: u64) -> Option<u64> {
+        let per_word = self.per_word();
+        let words = usize::try_from(end.div_ceil(per_word)).unwrap_or(usize::MAX);
+        let words = self.words.get(..words.min(self.words.len())).unwrap_or_default();
+        let in_use = words.iter().enumerate().rev().filter(|(_, word)| **word != 0);
+        in_use
+            .map(|(word, _)| word as u64)
+            .flat_map(|word| (word * per_word..(word + 1) * per_word).rev())
+            .find(|at| *at < end && self.get(*at) != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_kept_whatever_their_width() {
+        let counts = Counts::new(10, 200_000, u64::MAX, usize::MAX);
+        counts.add(100, 70_000, |_| ());
+        counts.add(150, 1, |_| ());
+        assert_eq!((counts.get(99), counts.get(100), counts.get(150)), (0, 1, 2));
+        assert_eq!((counts.get(70_099), counts.get(70_100)), (1, 0));
+        counts.set_all(151, &[70_000]);
+        counts.set_all(152, &[u64::MAX]);
+        assert_eq!(
+            (counts.get(151), counts.get(152), counts.get(153)),
+            (70_000, u64::MAX, 1)
+        );
+        assert!(counts.all_one(153, 60_000));
+        assert!(!counts.all_one(152, 2));
+        assert_eq!(counts.snapshot(10).unwrap().last_before(CHUNK), Some(CHUNK - 1));
+        assert_eq!(counts.snapshot(10).unwrap().last_before(90), None);
+    }
+
+    #[test]
+    fn a_count_stops_at_its_maximum_and_says_so() {
+        let counts = Counts::new(0, 100, 1, usize::MAX);
+        let mut over = Vec::new();
+        counts.add(0, 10, |cluster| over.push(cluster));
+        counts.add(5, 10, |cluster| over.push(cluster));
+        assert_eq!(over, [5, 6, 7, 8, 9]);
+        assert_eq!(counts.get(7), 1);
+    }
+
+    #[test]
+    fn what_takes_too_much_memory_is_dropped_from_the_end() {
+        let counts = Counts::new(0, CHUNK * 8, u64::MAX, 4 * 8192);
+        counts.add(0, CHUNK * 8, |_| ());
+        assert!(counts.end() >= CHUNK && counts.end() <= CHUNK * 4);
+        assert_eq!(counts.get(CHUNK - 1), 1);
+        assert_eq!(counts.get(counts.end()), 0);
+        counts.add(counts.end(), 1, |_| ());
+        assert_eq!(counts.get(counts.end()), 0);
+    }
+
+    #[test]
+    fn setting_many_at_once_is_the_same_as_one_by_one() {
+        let values: Vec<u64> = (0..640).map(|n| n % 2).collect();
+        let counts = Counts::new(64, 1000, u64::MAX, usize::MAX);
+        counts.set_all(0, &values);
+        assert!((64..640).all(|cluster| counts.get(cluster) == cluster % 2));
+        counts.set_all(100, &[7, 8, 9]);
+        assert_eq!([counts.get(99), counts.get(101), counts.get(103)], [1, 8, 1]);
+    }
+}
