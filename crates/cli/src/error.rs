@@ -26,12 +26,17 @@ pub enum CommandError {
 impl CommandError {
     /// Says what is wrong on standard error, and gives the exit status. When that is gone too, there is nobody to tell.
     pub fn report(&self) -> ExitCode {
+        self.report_as(1)
+    }
+
+    /// The same, where it could not be done, with a status of the verb's own.
+    pub fn report_as(&self, failed: u8) -> ExitCode {
         let mut stderr = anstream::stderr().lock();
         let (code, _) = match self {
             Self::Failed(error) if error.kind() == catena::ErrorKind::Cancelled => {
                 (INTERRUPTED, writeln!(stderr, "catena: stopped"))
             }
-            Self::Failed(error) => (1, write_error(&mut stderr, error)),
+            Self::Failed(error) => (failed, write_error(&mut stderr, error)),
             // Whoever reads has seen enough: `catena … | head` is no failure.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => (0, Ok(())),
             Self::Output(error) => (

@@ -1,7 +1,10 @@
 //! A long operation watched: a bar on a terminal, and Ctrl-C.
 
+use crate::text;
 use catena::ops::Observer;
+use catena::{Error, GuestOffset};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,6 +44,12 @@ impl Observer for Progress {
     fn progress(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
+    }
+
+    fn unreadable(&self, at: GuestOffset, why: &Error) {
+        let line = format!("catena: offset {at} cannot be read, and becomes zeros: {why}");
+        self.bar
+            .suspend(|| writeln!(anstream::stderr(), "{}", text::printable(&line)).unwrap_or_default());
     }
 
     fn cancelled(&self) -> bool {

@@ -47,19 +47,23 @@ impl OtherChildren {
             .filter_map(|layer| Some((layer.file.as_ref()?.identity.object(), *layer)))
             .collect();
         let own: BTreeSet<Object> = objects(&mut own.iter()).into_iter().collect();
-        let mut folders: BTreeMap<PathBuf, ()> = BTreeMap::new();
-        for layer in layers {
-            let Some(path) = layer.path() else { continue };
-            folders.insert(folder_of(path), ());
+        // By their real names, so that none is searched twice; as they are called, for messages.
+        let mut folders: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+        let mut search = |folder: PathBuf| {
+            let real = std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.clone());
+            folders.entry(real).or_insert(folder);
+        };
+        for path in layers.iter().filter_map(|layer| layer.path()) {
+            search(folder_of(path));
             if let Ok(real) = std::fs::canonicalize(path) {
-                folders.insert(folder_of(&real), ());
+                search(folder_of(&real));
             }
         }
-        folders.extend(self.folders.iter().map(|folder| (folder.clone(), ())));
+        self.folders.iter().cloned().for_each(search);
         let mut seen = own;
         let mut found: Vec<(PathBuf, &Layer)> = Vec::new();
         let mut left = NAMES;
-        for folder in folders.keys() {
+        for folder in folders.values() {
             let Ok(entries) = std::fs::read_dir(folder) else {
                 continue;
             };

@@ -21,6 +21,15 @@ pub enum Input {
         /// Whether images that somebody writes are read.
         sharing: Sharing,
     },
+    /// A part of another input: the bytes of its disk from `start` to `end`, or to the disk's end.
+    Part {
+        /// The input.
+        of: Box<Input>,
+        /// First address.
+        start: u64,
+        /// The address behind the last one.
+        end: u64,
+    },
     /// A disk that the caller has opened.
     Open {
         /// The disk. An extent of layer 0 is one that its active image answers for.
@@ -45,12 +54,22 @@ impl Input {
         match self {
             Self::Chain { start, .. } => start.source.to_string(),
             Self::Open { name, .. } => name.clone(),
+            Self::Part { of, .. } => of.name(),
         }
     }
 
     /// Opens it.
     pub(super) fn open(&self, policy: &Policy) -> Result<OpenInput> {
         match self {
+            Self::Part { of, start, end } => {
+                let OpenInput { view, chain } = of.open(policy)?;
+                let part = Part::new(Arc::clone(view.disk()), *start, *end);
+                Ok(OpenInput {
+                    // The same bytes are at other addresses here, so identity says nothing of them.
+                    view: View::of_disk(Arc::new(part)),
+                    chain,
+                })
+            }
             Self::Open { disk, .. } => Ok(OpenInput {
                 view: View::of_disk(Arc::clone(disk)),
                 chain: None,
@@ -88,6 +107,48 @@ pub(super) struct OpenInput {
     pub view: View,
     /// Holds the locks.
     pub chain: Option<Chain>,
+}
+
+/// A part of a disk as a disk.
+pub struct Part {
+    disk: Arc<dyn Disk>,
+    start: u64,
+    end: u64,
+}
+
+impl Part {
+    /// The bytes from `start` to `end`, or what of them is on the disk.
+    pub fn new(disk: Arc<dyn Disk>, start: u64, end: u64) -> Self {
+        let end = end.min(disk.size());
+        Self {
+            start: start.min(end),
+            end,
+            disk,
+        }
+    }
+}
+
+impl Disk for Part {
+    fn size(&self) -> u64 {
+        self.end - self.start
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: GuestOffset) -> Result<()> {
+        let end = offset.0.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.size()) {
+            return Err(Error::new(ErrorKind::OutOfBounds, "reading past the end of the disk").at(offset.0));
+        }
+        self.disk.read_at(buf, offset.plus(self.start))
+    }
+
+    fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
+        let end = GuestOffset(end.plus(self.start).0.min(self.end));
+        let mut extents = self.disk.extents(offset.plus(self.start), end)?;
+        for extent in &mut extents {
+            extent.start = GuestOffset(extent.start.0.saturating_sub(self.start));
+        }
+        Ok(extents)
+    }
 }
 
 /// Disks one behind the other as one.
@@ -177,5 +238,14 @@ mod tests {
         let ends: Vec<_> = Extents::of(&all).map(|extent| extent.unwrap().end().0).collect();
         assert_eq!(ends.last(), Some(&3584));
         assert!(all.read_at(&mut bytes, GuestOffset(3000)).is_err());
+
+        let part = Part::new(Arc::new(all), 1000, 1600);
+        assert_eq!(part.size(), 600);
+        part.read_at(&mut bytes[..600], GuestOffset(0)).unwrap();
+        let expected: Vec<_> = [vec![1; 24], vec![2; 512], vec![3; 64]].concat();
+        assert!(bytes[..600] == expected);
+        let ends: Vec<_> = Extents::of(&part).map(|extent| extent.unwrap().end().0).collect();
+        assert_eq!(ends.last(), Some(&600));
+        assert!(part.read_at(&mut bytes[..2], GuestOffset(599)).is_err());
     }
 }

@@ -3,6 +3,7 @@
 //! `plan(…)` decides everything and changes nothing; the plan can be shown; executing it performs it in an order in
 //! which every instant keeps the guest's view. Running a finished operation again finds nothing to do.
 
+pub mod bench;
 pub mod children;
 mod choice;
 pub mod commit;
@@ -24,6 +25,6 @@ pub mod view;
 pub use children::OtherChildren;
 pub use choice::LayerChoice;
 pub use copy::Moving;
-pub use input::{Concatenated, Input};
+pub use input::{Concatenated, Input, Part};
 pub use line::{MOST_THREADS, processors};
 pub use observer::{Observer, Silent};

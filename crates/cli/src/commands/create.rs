@@ -4,8 +4,8 @@ use super::change::{self, ChangeArgs};
 use crate::error::CommandError;
 use crate::target::parse_format;
 use crate::text;
-use catena::ops::create::{self, Kind, Qcow2Options};
-use catena::{Error, ErrorKind, Format, Policy, Source};
+use catena::ops::create::{self, Existing, Kind, Preallocation, Qcow2Options};
+use catena::{Error, ErrorKind, Format, Source};
 use catena_format::qcow2::{Compression, Version};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -24,6 +24,10 @@ Options of qcow2 (-o), with qemu-img's names and defaults:
   data_file=NAME          created with the image; recorded as given, and
                           relative to the image
   data_file_raw=off
+  preallocation=off       metadata, falloc or full
+
+Options of raw:
+  preallocation=off       falloc or full
 
 A relative backing name is recorded as it is and is relative to the new image,
 not to the current folder.
@@ -57,8 +61,9 @@ pub struct Args {
     change: ChangeArgs,
 }
 
+/// A format that images are made in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum NewFormat {
+pub enum NewFormat {
     /// qcow2, version 3 unless told otherwise
     #[default]
     Qcow2,
@@ -66,40 +71,77 @@ enum NewFormat {
     Raw,
 }
 
+/// What of a new image the command line says.
+pub struct NewImage {
+    /// Its format and options.
+    pub kind: Kind,
+    /// What is allocated from the start.
+    pub preallocation: Preallocation,
+}
+
 /// Creates the image.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.change.policy()?;
-    let kind = match args.format {
-        NewFormat::Raw => {
-            if args.backing.is_some() {
-                return Err(usage("a raw image has no backing image").into());
-            }
-            if let Some(option) = args.option.first() {
-                return Err(usage(&format!("raw images have no option '{option}'")).into());
-            }
-            Kind::Raw
+    let backing = match (&args.backing, args.backing_format) {
+        (None, _) => None,
+        (Some(name), Some(format)) => Some((name.clone(), format)),
+        (Some(name), None) => {
+            return Err(change::without_format(name, &Source::file(&args.name), &policy).into());
         }
-        NewFormat::Qcow2 => Kind::Qcow2(Box::new(qcow2_options(args, &policy)?)),
     };
+    let mut new = new_image(args.format, &args.option, backing)?;
+    if let Kind::Qcow2(options) = &mut new.kind {
+        options.unchecked_backing = args.unsafe_backing;
+    }
     let request = create::Request {
         path: args.name.clone(),
-        existing: create::Existing::Refuse,
-        preallocation: create::Preallocation::Off,
+        existing: Existing::Refuse,
         size: args.size,
-        kind,
+        kind: new.kind,
+        preallocation: new.preallocation,
     };
     let plan = create::plan(&request, &policy)?;
     args.change.perform(&plan, create::Plan::execute)
 }
 
-fn qcow2_options(args: &Args, policy: &Policy) -> Result<Qcow2Options, Error> {
+/// Reads the options (`-o`) of a new image.
+pub fn new_image(
+    format: NewFormat,
+    lists: &[String],
+    backing: Option<(String, Format)>,
+) -> Result<NewImage, Error> {
+    let options = lists.iter().flat_map(|list| split_options(list));
+    match format {
+        NewFormat::Raw if backing.is_some() => Err(usage("a raw image has no backing image")),
+        NewFormat::Raw => {
+            let mut preallocation = Preallocation::Off;
+            for (key, value) in options {
+                match key.as_str() {
+                    "preallocation" => preallocation = preallocation_of(&key, &value)?,
+                    _ => return Err(usage(&format!("raw images have no option '{key}'"))),
+                }
+            }
+            Ok(NewImage {
+                kind: Kind::Raw,
+                preallocation,
+            })
+        }
+        NewFormat::Qcow2 => qcow2_options(options, backing),
+    }
+}
+
+fn qcow2_options(
+    list: impl Iterator<Item = (String, String)>,
+    backing: Option<(String, Format)>,
+) -> Result<NewImage, Error> {
     let mut options = Qcow2Options {
-        unchecked_backing: args.unsafe_backing,
+        backing,
         ..Qcow2Options::default()
     };
+    let mut preallocation = Preallocation::Off;
     let mut data_file_raw = false;
     let mut data_file = None;
-    for (key, value) in args.option.iter().flat_map(|list| split_options(list)) {
+    for (key, value) in list {
         match key.as_str() {
             "cluster_size" => {
                 options.cluster_size = text::parse_size(&value).map_err(|error| usage(&error))?
@@ -123,12 +165,7 @@ fn qcow2_options(args: &Args, policy: &Policy) -> Result<Qcow2Options, Error> {
                     _ => return Err(bad_value(&key, &value)),
                 }
             }
-            "preallocation" if value == "off" => {}
-            "preallocation" => {
-                return Err(usage(
-                    "images are not preallocated here; 'qemu-img create' can do it",
-                ));
-            }
+            "preallocation" => preallocation = preallocation_of(&key, &value)?,
             "size" | "backing_file" | "backing_fmt" => {
                 return Err(usage(&format!(
                     "'{key}' has an option of its own: --size, --backing, --backing-format"
@@ -136,7 +173,7 @@ fn qcow2_options(args: &Args, policy: &Policy) -> Result<Qcow2Options, Error> {
             }
             _ => {
                 return Err(usage(&format!(
-                    "qcow2 images have no option '{key}' here; see --help"
+                    "qcow2 images have no option '{key}' here; see 'catena create --help'"
                 )));
             }
         }
@@ -145,14 +182,20 @@ fn qcow2_options(args: &Args, policy: &Policy) -> Result<Qcow2Options, Error> {
         return Err(usage("data_file_raw needs a data_file"));
     }
     options.data_file = data_file.map(|name| (name, data_file_raw));
-    if let Some(name) = &args.backing {
-        let format = match args.backing_format {
-            Some(format) => format,
-            None => return Err(change::without_format(name, &Source::file(&args.name), policy)),
-        };
-        options.backing = Some((name.clone(), format));
-    }
-    Ok(options)
+    Ok(NewImage {
+        kind: Kind::Qcow2(Box::new(options)),
+        preallocation,
+    })
+}
+
+fn preallocation_of(key: &str, value: &str) -> Result<Preallocation, Error> {
+    Ok(match value {
+        "off" => Preallocation::Off,
+        "metadata" => Preallocation::Metadata,
+        "falloc" => Preallocation::Falloc,
+        "full" => Preallocation::Full,
+        _ => return Err(bad_value(key, value)),
+    })
 }
 
 /// Splits `key=value,key=value` as qemu-img does: a comma in a value is written twice, a bare key is `on`.
@@ -177,7 +220,9 @@ fn on_off(key: &str, value: &str) -> Result<bool, Error> {
 }
 
 fn bad_value(key: &str, value: &str) -> Error {
-    usage(&format!("'{value}' is no value of '{key}'; see --help"))
+    usage(&format!(
+        "'{value}' is no value of '{key}'; see 'catena create --help'"
+    ))
 }
 
 fn usage(message: &str) -> Error {

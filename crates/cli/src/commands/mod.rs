@@ -1,17 +1,27 @@
 //! The verbs. Each file has an `Args` that clap fills in and a `run` that does it and gives the exit status.
 
+pub mod bench;
 mod change;
+pub mod commit;
+pub mod compare;
 pub mod completions;
+pub mod convert;
 pub mod create;
+pub mod dd;
 pub mod doctor;
 mod facts;
+pub mod flatten;
 pub mod hash;
 pub mod info;
 pub mod man;
 pub mod map;
+pub mod measure;
+mod moving;
+pub mod rebase;
 pub mod reference;
 pub mod relink;
 pub mod show;
+pub mod stream;
 pub mod tour;
 
 use crate::error::CommandError;
@@ -32,8 +42,26 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Make a new image, alone or over a backing image
     Create(create::Args),
+    /// Write what a chain shows as another image
+    Convert(convert::Args),
+    /// Write what layers hold into a layer below them
+    Commit(commit::Args),
+    /// Put an image on another backing image, and keep what its guest sees
+    Rebase(rebase::Args),
+    /// Pull what lower layers hold up into an image
+    Stream(stream::Args),
+    /// Make one image of a chain
+    Flatten(flatten::Args),
     /// Rewrite what an overlay records about its backing image
     Relink(relink::Args),
+    /// Tell whether two disks show their guests the same
+    Compare(compare::Args),
+    /// Tell how large a new image would become
+    Measure(measure::Args),
+    /// Copy blocks of what a chain shows
+    Dd(dd::Args),
+    /// Time requests
+    Bench(bench::Args),
     /// Say what a recorded backing reference means
     Reference(reference::Args),
     /// Watch a chain being made, broken and mended, in a temporary folder
@@ -55,7 +83,16 @@ impl Command {
             Self::Doctor(args) => doctor::run(args),
             Self::Reference(args) => Ok(reference::run(args)),
             Self::Create(args) => create::run(args),
+            Self::Convert(args) => convert::run(args),
+            Self::Commit(args) => commit::run(args),
+            Self::Rebase(args) => rebase::run(args),
+            Self::Stream(args) => stream::run(args),
+            Self::Flatten(args) => flatten::run(args),
             Self::Relink(args) => relink::run(args),
+            Self::Compare(args) => compare::run(args),
+            Self::Measure(args) => measure::run(args),
+            Self::Dd(args) => dd::run(args),
+            Self::Bench(args) => bench::run(args),
             Self::Tour(args) => tour::run(args),
             Self::Completions(args) => completions::run(args),
             Self::Man(args) => man::run(args),
