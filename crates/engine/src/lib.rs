@@ -5,7 +5,7 @@
 //! * [`Stack`] puts images on top of each other. It merges their maps once per stretch of guest addresses, so that a
 //!   read costs the same however many layers there are.
 //! * [`Disk`] is the guest's view, and [`Extent`] the currency in which everyone speaks of it.
-//! * [`WritableDisk`] is a disk whose active image is written: [`RawDisk`] is one.
+//! * [`WritableDisk`] is a disk whose active image is written: [`RawDisk`] and [`Qcow2Disk`] are.
 //!
 //! Nothing here opens a path: who may be opened is decided above, and what comes in is open already.
 #![forbid(unsafe_code)]
@@ -27,6 +27,6 @@ pub use disk::{Disk, Unmap, WritableDisk};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, FileRole};
 pub use image::Image;
-pub use qcow2::Qcow2;
+pub use qcow2::{Qcow2, Qcow2Disk};
 pub use raw::{Raw, RawDisk};
 pub use stack::Stack;

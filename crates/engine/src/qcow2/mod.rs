@@ -1,8 +1,24 @@
-//! qcow2 images.
+//! qcow2 images: read through their mapping tables, and written.
+//!
+//! * [`Qcow2`] is an image that is read, a layer of a [`crate::Stack`].
+//! * [`Qcow2Disk`] is an active image that is written, over whatever lies below it.
 
 pub mod bitmap;
 pub mod check;
+mod compress;
+mod disk;
+mod flush;
+mod grow;
+mod guest_write;
 mod image;
+mod lookup;
+mod places;
+mod refcounts;
+mod slices;
+mod zero;
 
 pub use check::{CheckOptions, Report, check};
+pub use disk::{DiskOptions, Qcow2Disk, Recorder};
+pub use grow::Preallocation;
 pub use image::Qcow2;
+pub use places::OverlapChecks;

@@ -1,0 +1,160 @@
+//! Compressed writes: a guest cluster as the bytes of a stream, packed one behind the other.
+//!
+//! Compressing and writing are two steps, so that many threads can do the one, and bytes that are compressed already need only the other.
+
+use super::disk::{Qcow2Disk, Was};
+use crate::addr::GuestOffset;
+use crate::disk::{Disk, WritableDisk};
+use crate::error::{Error, ErrorKind, Result};
+use catena_format::qcow2::{Cluster, Compression};
+use flate2::{Compress, FlushCompress, Status};
+use std::borrow::Cow;
+use std::sync::Arc;
+use zstd::zstd_safe;
+
+/// QEMU's inflate has a window of so many bits.
+const WINDOW_BITS: u8 = 12;
+/// The file ends with a whole sector.
+const SECTOR: u64 = 512;
+
+impl Qcow2Disk {
+    /// Writes one whole cluster, or the disk's last as far as it goes, compressed; as it is where that takes no less space.
+    pub fn write_compressed(&self, data: &[u8], offset: GuestOffset) -> Result<()> {
+        self.check_whole_cluster(offset, data.len() as u64)?;
+        match self.compress(data) {
+            Some(compressed) => self.write_compressed_bytes(offset, &compressed),
+            None => self.write_at(data, offset),
+        }
+    }
+
+    /// Compresses a cluster's data in the way of the image, what is missing of it being zeros. `None` where that takes no less space.
+    pub fn compress(&self, data: &[u8]) -> Option<Vec<u8>> {
+        let size = usize::try_from(self.cluster_size()).ok()?;
+        let whole = if data.len() < size {
+            let mut whole = data.to_vec();
+            whole.resize(size, 0);
+            Cow::Owned(whole)
+        } else {
+            Cow::Borrowed(data.get(..size)?)
+        };
+        let most = size.checked_sub(1)?;
+        match self.compression {
+            Compression::Deflate => deflate(&whole, most),
+            Compression::Zstd => zstd(&whole, most),
+        }
+    }
+
+    /// Writes a cluster that is compressed already, in the way of the image. A whole cluster of bytes or more is refused.
+    pub fn write_compressed_bytes(&self, offset: GuestOffset, compressed: &[u8]) -> Result<()> {
+        let size = self.cluster_size();
+        let end = self.disk_end_of(offset)?;
+        if compressed.is_empty() || compressed.len() as u64 >= size {
+            return Err(unaligned());
+        }
+        if self.data_file.is_some() || self.encrypted {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "an image that is encrypted or has a data file has no compressed clusters",
+            ));
+        }
+        self.prepare(offset.0..end)?;
+        let inside = self.enter();
+        let cluster = self.cluster_of(offset.0);
+        let (key, index) = self.shape.place(cluster);
+        // Brings the slice into memory before the lock is taken.
+        let _held = self.slice(key).map_err(|error| self.damaged(error))?;
+        let mut meta = self.wait_unclaimed(cluster..cluster + 1);
+        self.check_poison()?;
+        let slice = self
+            .own_slice(&mut meta, key)
+            .map_err(|error| self.damaged(error))?;
+        let old = self
+            .old(&slice.read(), key, index)
+            .map_err(|error| self.damaged(error))?;
+        let len = compressed.len() as u64;
+        let reserved = self.reserve_bytes(&mut meta, len)?;
+        meta.claimed.insert(cluster);
+        drop(meta);
+        let host = reserved.offset;
+        let written = self
+            .layout
+            .encode(
+                Cluster::Compressed {
+                    host,
+                    len: u32::try_from(len).unwrap_or(u32::MAX),
+                },
+                false,
+            )
+            .map_err(Error::from)
+            .and_then(|words| {
+                self.check_data_place(host, len)?;
+                self.attempt(self.storage.write_all_at(compressed, host))?;
+                self.wrote(host, len);
+                Ok(words)
+            });
+        let mut meta = self.meta();
+        meta.claimed.remove(&cluster);
+        let linked = match written {
+            Ok((entry, bitmap)) => {
+                self.set_words(&mut slice.write(), index, entry, bitmap);
+                self.let_go(&mut meta, old, Was::Data);
+                meta.dirty_slices.insert(key, Arc::clone(&slice));
+                meta.len = meta.len.max(host.saturating_add(len).next_multiple_of(SECTOR));
+                Ok(())
+            }
+            Err(error) => {
+                self.give_back(&mut meta, reserved);
+                Err(error)
+            }
+        };
+        drop(meta);
+        self.unclaimed.notify_all();
+        drop(inside);
+        linked?;
+        self.write_back_if_much()
+    }
+
+    /// Where the cluster that starts at `offset` ends on the disk.
+    fn disk_end_of(&self, offset: GuestOffset) -> Result<u64> {
+        let size = self.cluster_size();
+        if !offset.0.is_multiple_of(size) {
+            return Err(unaligned());
+        }
+        let len = size.min(self.size().saturating_sub(offset.0)).max(1);
+        self.check_range(offset, len)
+    }
+
+    fn check_whole_cluster(&self, offset: GuestOffset, len: u64) -> Result<()> {
+        if self.disk_end_of(offset)? - offset.0 == len {
+            Ok(())
+        } else {
+            Err(unaligned())
+        }
+    }
+}
+
+fn unaligned() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "a compressed write is one whole cluster, or the disk's last",
+    )
+}
+
+fn deflate(data: &[u8], most: usize) -> Option<Vec<u8>> {
+    let mut out = vec![0; most];
+    let mut stream = Compress::new_with_window_bits(flate2::Compression::default(), false, WINDOW_BITS);
+    let status = stream.compress(data, &mut out, FlushCompress::Finish).ok()?;
+    if status != Status::StreamEnd {
+        return None;
+    }
+    out.truncate(usize::try_from(stream.total_out()).ok()?);
+    Some(out)
+}
+
+fn zstd(data: &[u8], most: usize) -> Option<Vec<u8>> {
+    let mut out = vec![0; most];
+    let mut context = zstd_safe::CCtx::try_create()?;
+    let len = context.compress2(out.as_mut_slice(), data).ok()?;
+    out.truncate(len);
+    Some(out)
+}

@@ -1,0 +1,5 @@
+//! qcow2 images that are written: against a model, and against what QEMU makes of them.
+#![cfg(test)]
+
+mod histories;
+mod lab;
