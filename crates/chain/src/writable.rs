@@ -1,8 +1,9 @@
 //! A layer of a chain, opened to be written over what is below it.
 
-use crate::chain::{Chain, Layer};
+use crate::chain::{Chain, Layer, LayerFile};
 use crate::open::{Sharing, in_use};
-use catena_engine::{Error, ErrorKind, Raw, RawDisk, Result, WritableDisk};
+use catena_engine::qcow2::Qcow2Disk;
+use catena_engine::{Disk, Error, ErrorKind, Raw, RawDisk, Result, Stack, WritableDisk};
 use catena_format::Format;
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Writable {
     disk: Arc<dyn WritableDisk>,
+    qcow2: Option<Arc<Qcow2Disk>>,
     file: LocalFile,
     path: PathBuf,
     format: Format,
@@ -36,32 +38,65 @@ impl Chain {
 
 impl Layer {
     /// Opens the layer for writing over these, which are below it.
-    pub(crate) fn open_writable(&self, _below: &[Layer], _sharing: Sharing) -> Result<Writable> {
+    pub(crate) fn open_writable(&self, below: &[Layer], sharing: Sharing) -> Result<Writable> {
         let path = self.path().unwrap_or(Path::new("")).to_owned();
         let file = self.reopen_for_writing()?;
-        let disk: Arc<dyn WritableDisk> = match self.format {
+        let storage: Arc<dyn Storage> = Arc::new(file.clone());
+        let named = |error: Error| error.with_path(&path);
+        let (disk, qcow2): (Arc<dyn WritableDisk>, _) = match self.format {
             Format::Raw | Format::Iso => {
-                let storage: Arc<dyn Storage> = Arc::new(file.clone());
                 let image = match self.source.slice {
                     None => Raw::open(storage),
                     Some(slice) => Raw::open_slice(storage, slice.offset, slice.size),
                 };
-                Arc::new(RawDisk::new(image.map_err(|error| error.with_path(&path))?))
+                (Arc::new(RawDisk::new(image.map_err(named)?)), None)
+            }
+            Format::Qcow2 => {
+                let data_file = self.reopen_data_file()?;
+                let backing = self.below(below, sharing)?;
+                let disk = Arc::new(Qcow2Disk::open(storage, data_file, backing).map_err(named)?);
+                (Arc::clone(&disk) as Arc<dyn WritableDisk>, Some(disk))
             }
             other => {
-                return Err(Error::new(
+                return Err(named(Error::new(
                     ErrorKind::Unsupported,
                     format!("writing the data of {other} images is not supported"),
-                )
-                .with_path(&path));
+                )));
             }
         };
         Ok(Writable {
             disk,
+            qcow2,
             file,
             path,
             format: self.format,
         })
+    }
+
+    /// What lies below the layer, as one disk.
+    fn below(&self, below: &[Layer], sharing: Sharing) -> Result<Option<Arc<dyn Disk>>> {
+        if below.is_empty() {
+            return Ok(None);
+        }
+        let images = below.iter().map(|layer| layer.stacked(sharing));
+        Ok(Some(Arc::new(Stack::new(images.collect::<Result<Vec<_>>>()?))))
+    }
+
+    fn reopen_data_file(&self) -> Result<Option<Arc<dyn Storage>>> {
+        let Some(data_file) = &self.data_file else {
+            return Ok(None);
+        };
+        let file = match &data_file.file {
+            Ok(file) => file,
+            Err(error) => {
+                return Err(Error::new(
+                    error.kind(),
+                    format!("the data file '{}' is not open: {}", data_file.shown(), error.full()),
+                ));
+            }
+        };
+        let path = data_file.source.as_ref().and_then(|source| source.path());
+        Ok(Some(Arc::new(reopen(file, path.unwrap_or(Path::new("")))?)))
     }
 
     /// The layer's file, opened for writing and locked: the very file that detection looked at, whatever its name
@@ -70,11 +105,14 @@ impl Layer {
         let file = self.file.as_ref().ok_or_else(|| {
             Error::new(ErrorKind::Unsupported, "the image is not on this host").with_path(self.name())
         })?;
-        let path = self.path().unwrap_or(Path::new(""));
-        let options = OpenOptions::new().write(true).lock(LockMode::Write);
-        LocalFile::open_handle(&file.storage, path, &options)
-            .map_err(|error| in_use(error.into(), "stop it first: an image in use is not written"))
+        reopen(file, self.path().unwrap_or(Path::new("")))
     }
+}
+
+fn reopen(file: &LayerFile, path: &Path) -> Result<LocalFile> {
+    let options = OpenOptions::new().write(true).lock(LockMode::Write);
+    LocalFile::open_handle(&file.storage, path, &options)
+        .map_err(|error| in_use(error.into(), "stop it first: an image in use is not written"))
 }
 
 impl Writable {
@@ -93,9 +131,17 @@ impl Writable {
         self.format
     }
 
-    /// What is allocated at once, in bytes: parts of it that were never written take up space with the rest.
+    /// The disk once more, where it is a qcow2 image.
+    pub fn qcow2(&self) -> Option<&Arc<Qcow2Disk>> {
+        self.qcow2.as_ref()
+    }
+
+    /// What is allocated at once, in bytes: a cluster, or a sector.
     pub fn unit(&self) -> u64 {
-        1
+        const SECTOR: u64 = 512;
+        self.qcow2
+            .as_ref()
+            .map_or(SECTOR, |disk| disk.header().cluster_bits.size())
     }
 
     /// The open image file, which holds the locks.
@@ -108,13 +154,14 @@ impl Writable {
         if size <= self.disk.size() {
             return Ok(());
         }
-        match self.format {
-            Format::Raw => {
+        match (&self.qcow2, self.format) {
+            (Some(disk), _) => disk.grow(size),
+            (None, Format::Raw) => {
                 self.file.set_len(size)?;
                 self.disk = Arc::new(RawDisk::new(Raw::open(Arc::new(self.file.clone()))?));
                 Ok(())
             }
-            other => Err(Error::new(
+            (None, other) => Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("{other} images cannot be resized"),
             )),
@@ -124,8 +171,21 @@ impl Writable {
 
     /// Makes everything written durable and the image clean. Its locks stay for as long as the file is open.
     pub fn finish(self) -> Result<LocalFile> {
-        self.disk.flush().map_err(|error| error.with_path(&self.path))?;
-        Ok(self.file)
+        let Self {
+            disk,
+            qcow2,
+            file,
+            path,
+            ..
+        } = self;
+        let named = |error: Error| error.with_path(&path);
+        disk.flush().map_err(named)?;
+        drop(disk);
+        // Somebody else who holds the disk still closes it when he lets it go.
+        if let Some(disk) = qcow2.and_then(Arc::into_inner) {
+            disk.close().map_err(named)?;
+        }
+        Ok(file)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset, Result, Unmap};
+use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
 use catena_storage::sync_directory_of;
 use std::fmt;
 use std::path::PathBuf;
@@ -237,7 +237,7 @@ impl Plan {
         };
         let mut base = self.layer(self.base)?.open_writable(below, Sharing::Locked)?;
         if let Some(size) = self.grows_to {
-            grow(&mut base, size, below)?;
+            base.grow(size)?;
         }
         let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
             let ours = number == 0 && emptied.is_some();
@@ -252,6 +252,7 @@ impl Plan {
             },
             zeros: Zeros::Write(Unmap::Allow),
             unit: base.unit(),
+            compressed: None,
             observer,
             total: self.to_copy,
         };
@@ -270,22 +271,6 @@ impl Plan {
             After::Delete => layers.iter().try_for_each(delete),
         }
     }
-}
-
-/// Makes the base as large as what is committed to it. What is new reads as zeros, whatever lies below.
-fn grow(base: &mut crate::writable::Writable, size: u64, below: &[Layer]) -> Result<()> {
-    let old = base.disk().size();
-    base.grow(size)?;
-    let covered = below
-        .first()
-        .and_then(Layer::virtual_size)
-        .unwrap_or_default()
-        .min(size);
-    if old < covered {
-        base.disk()
-            .write_zeroes(GuestOffset(old), covered - old, Unmap::Allow)?;
-    }
-    Ok(())
 }
 
 /// Deletes a layer's files.

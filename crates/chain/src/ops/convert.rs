@@ -4,24 +4,23 @@
 //! its folder and takes its own when it is complete and durable, unless the caller wants it in place; what was interrupted is
 //! begun anew by the same command.
 
-use super::copy::{Copy, Moving, SECTOR, Zeros, is_zero};
+use super::copy::{Copy, Moving, SECTOR, Zeros};
 use super::create::{self, Existing, Kind, Preallocation};
 use super::input::{Concatenated, Input, OpenInput};
-use super::line::Next;
 use super::observer::Observer;
-use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
-use super::view::{Pair, View};
+use super::pieces::{Pieces, What, bytes_to_copy, stretches};
+use super::view::{Pair, View, read_padded};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
 use crate::writable::Writable;
+use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Error, ErrorKind, Extent, ExtentKind, Result, Unmap, WritableDisk};
 use catena_format::Format;
 use catena_storage::sync_directory_of;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What to convert.
 #[derive(Clone, Debug)]
@@ -73,8 +72,8 @@ pub enum Target {
         is_new: bool,
         /// The guest's bytes that its backing image has, where it has one.
         backing_size: Option<u64>,
-        /// Aligned units of this size are data or zeros as a whole: its clusters.
-        unit: u64,
+        /// The disk once more, where it is a qcow2 image.
+        qcow2: Option<Arc<Qcow2Disk>>,
     },
 }
 
@@ -145,10 +144,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
                 return Err(too_small());
             }
             if matches!(kind, Kind::Raw) && request.compressed {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "Compression not supported for this file format",
-                ));
+                return Err(no_compression());
             }
             let existing = match publish {
                 Publish::Complete => Existing::Refuse,
@@ -204,6 +200,13 @@ fn too_small() -> Error {
     Error::new(ErrorKind::Conflict, "output file is smaller than input file")
 }
 
+fn no_compression() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "Compression not supported for this file format",
+    )
+}
+
 /// What is to be done about a source's extent.
 fn judge(extent: &Extent, active_only: bool) -> What {
     if active_only && (extent.layer > 0 || extent.kind == ExtentKind::Unallocated) {
@@ -218,13 +221,13 @@ fn judge(extent: &Extent, active_only: bool) -> What {
 /// A target that is open.
 struct OpenTarget {
     disk: Arc<dyn WritableDisk>,
+    qcow2: Option<Arc<Qcow2Disk>>,
     writable: Option<Writable>,
     /// Whether it reads as zeros, or as its backing image, where nothing has been written.
     is_new: bool,
     /// What its backing image shows, where it has one and that is known.
     backing: Option<View>,
     backing_size: Option<u64>,
-    unit: u64,
 }
 
 impl Plan {
@@ -281,16 +284,16 @@ impl Plan {
                 disk,
                 is_new,
                 backing_size,
-                unit,
+                qcow2,
                 ..
             } => self.copy_to(
                 OpenTarget {
                     disk: Arc::clone(disk),
+                    qcow2: qcow2.clone(),
                     writable: None,
                     is_new: *is_new,
                     backing: None,
                     backing_size: *backing_size,
-                    unit: *unit,
                 },
                 observer,
             ),
@@ -317,12 +320,25 @@ impl Plan {
         } else {
             Zeros::Write(unmap)
         };
+        let cluster = target
+            .qcow2
+            .as_ref()
+            .map_or(1, |disk| disk.header().cluster_bits.size());
+        if self.compressed && target.qcow2.is_none() {
+            return Err(no_compression());
+        }
+        let unit = if self.compressed {
+            cluster
+        } else {
+            cluster.max(prev_power_of_two(self.moving.sparse)).max(SECTOR)
+        };
         let copy = Copy {
             source,
             target: &*target.disk,
             moving: &self.moving,
             zeros,
-            unit: target.unit.max(prev_power_of_two(self.moving.sparse)).max(SECTOR),
+            unit,
+            compressed: target.qcow2.as_deref().filter(|_| self.compressed),
             observer,
             total: self.to_copy,
         };
@@ -356,7 +372,8 @@ impl Plan {
                     other => other,
                 }
             });
-            copy.run(Pieces::new(over_backing.chain(behind), end, 1))?;
+            let align = if self.compressed { cluster } else { 1 };
+            copy.run(Pieces::new(over_backing.chain(behind), end, align))?;
         }
         target.disk.flush()?;
         if let Some(writable) = target.writable {
@@ -368,66 +385,10 @@ impl Plan {
 
 /// Copies what differs from what the target shows by itself.
 pub(super) fn copy_differences(copy: &Copy<'_>, pair: Pair<'_>, end: u64) -> Result<()> {
-    let unit = copy.unit;
-    let done = AtomicU64::new(0);
-    copy.line().run(
-        Pieces::new(pair.stretches(end, |_| false), end, unit),
-        |piece: &Piece, buffer: &mut super::copy::Buffer| match piece.what {
-            What::Copy => pair.read(piece, &mut buffer.bytes, &mut buffer.other),
-            What::Zero | What::Skip => Ok(()),
-        },
-        |piece, buffer| {
-            if piece.what == What::Zero {
-                copy.write(piece, buffer)?;
-                return Ok(Next::Go);
-            }
-            write_differences(copy, piece, &buffer.bytes, &buffer.other)?;
-            let now = done
-                .fetch_add(piece.len(), Ordering::Relaxed)
-                .saturating_add(piece.len());
-            copy.observer.progress(now.min(copy.total), copy.total);
-            Ok(Next::Go)
-        },
+    copy.run_differences(
+        Pieces::new(pair.stretches(end, |_| false), end, copy.unit),
+        |piece, other| read_padded(&**pair.b.disk(), piece, other),
     )
-}
-
-/// Writes the units of a piece in which two buffers differ.
-fn write_differences(copy: &Copy<'_>, piece: &Piece, wanted: &[u8], there: &[u8]) -> Result<()> {
-    let unit = usize::try_from(copy.unit).unwrap_or(usize::MAX);
-    let mut at = piece.offset();
-    // Runs of units that all differ and are all data, or all zeros, go in one request.
-    let mut run: Option<(bool, usize, usize)> = None;
-    let start = at;
-    let flush = |run: Option<(bool, usize, usize)>| -> Result<()> {
-        let Some((zero, from, to)) = run else {
-            return Ok(());
-        };
-        let offset = start.plus(from as u64);
-        match copy.zeros {
-            Zeros::Write(unmap) if zero => copy.target.write_zeroes(offset, (to - from) as u64, unmap),
-            _ => copy
-                .target
-                .write_at(wanted.get(from..to).unwrap_or_default(), offset),
-        }
-    };
-    for (ours, theirs) in wanted.chunks(unit).zip(there.chunks(unit)) {
-        let from = usize::try_from(at.0 - start.0).unwrap_or_default();
-        let to = from + ours.len();
-        at = at.plus(ours.len() as u64);
-        if ours == theirs {
-            flush(run.take())?;
-            continue;
-        }
-        let zero = is_zero(ours);
-        run = match run {
-            Some((kind, first, end)) if kind == zero && end == from => Some((kind, first, to)),
-            other => {
-                flush(other)?;
-                Some((zero, from, to))
-            }
-        };
-    }
-    flush(run)
 }
 
 /// Opens an image to be written.
@@ -441,7 +402,7 @@ fn open_target(path: &Path, format: Option<Format>, is_new: bool, policy: &Polic
     };
     Ok(OpenTarget {
         disk: Arc::clone(writable.disk()),
-        unit: writable.unit(),
+        qcow2: writable.qcow2().cloned(),
         writable: Some(writable),
         is_new,
         backing_size: backing.as_ref().map(View::size),

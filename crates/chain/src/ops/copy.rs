@@ -7,6 +7,7 @@
 use super::line::{Line, Next};
 use super::observer::Observer;
 use super::pieces::{Piece, What};
+use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Disk, Error, ErrorKind, GuestOffset, Result, Unmap, WritableDisk};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -55,18 +56,6 @@ pub(super) enum Zeros {
     Write(Unmap),
 }
 
-/// Writes whole clusters compressed.
-pub trait CompressedTarget: Sync {
-    /// Bytes of a cluster.
-    fn cluster_size(&self) -> u64;
-
-    /// Compresses clusters: `bytes` are whole ones, but for the last of the disk. Called by several threads at once.
-    fn compress(&self, bytes: &[u8]) -> Result<Vec<u8>>;
-
-    /// Writes what [`CompressedTarget::compress`] made of one cluster, or the cluster itself where that is no shorter.
-    fn write(&self, offset: GuestOffset, cluster: &[u8], compressed: &[u8]) -> Result<()>;
-}
-
 /// A copy: from where, to where, and how.
 pub(super) struct Copy<'a> {
     pub source: &'a dyn Disk,
@@ -75,6 +64,8 @@ pub(super) struct Copy<'a> {
     pub zeros: Zeros,
     /// Aligned units of this size are data or zeros as a whole; at least one sector.
     pub unit: u64,
+    /// The target where its clusters are to be compressed; pieces are whole clusters then, and `unit` is one.
+    pub compressed: Option<&'a Qcow2Disk>,
     pub observer: &'a dyn Observer,
     /// Bytes that will be moved, for the observer.
     pub total: u64,
@@ -83,34 +74,108 @@ pub(super) struct Copy<'a> {
 /// What a thread holds.
 #[derive(Default)]
 pub(super) struct Buffer {
+    /// A piece of the source.
     pub bytes: Vec<u8>,
+    /// What it is held against, where it is.
     pub other: Vec<u8>,
+    /// The piece's clusters, where they are compressed.
+    packed: Vec<Packed>,
+}
+
+/// What becomes of a cluster.
+enum Packed {
+    /// Nothing: it is there already.
+    Same,
+    Zero,
+    Plain,
+    Compressed(Vec<u8>),
 }
 
 impl Copy<'_> {
     /// Moves the pieces.
     pub fn run(&self, pieces: impl Iterator<Item = Result<Piece>> + Send) -> Result<()> {
+        self.run_with(
+            pieces,
+            |piece, buffer| {
+                self.read(piece, buffer)?;
+                self.pack(buffer, |_| false);
+                Ok(())
+            },
+            |piece, buffer| self.write(piece, buffer),
+        )
+    }
+
+    /// Moves what of the pieces differs from what `read_other` reads beside them.
+    pub fn run_differences(
+        &self,
+        pieces: impl Iterator<Item = Result<Piece>> + Send,
+        read_other: impl Fn(&Piece, &mut Vec<u8>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let unit = index(self.unit);
+        self.run_with(
+            pieces,
+            |piece, buffer| {
+                self.read(piece, buffer)?;
+                read_other(piece, &mut buffer.other)?;
+                let other = std::mem::take(&mut buffer.other);
+                self.pack(buffer, |number| {
+                    let from = number.saturating_mul(unit);
+                    buffer_part(&other, from, unit) == buffer_part(&buffer.bytes, from, unit)
+                });
+                buffer.other = other;
+                Ok(())
+            },
+            |piece, buffer| match piece.what {
+                What::Copy if self.compressed.is_none() => self.write_differences(piece, buffer),
+                _ => self.write(piece, buffer),
+            },
+        )
+    }
+
+    fn run_with(
+        &self,
+        pieces: impl Iterator<Item = Result<Piece>> + Send,
+        prepare: impl Fn(&Piece, &mut Buffer) -> Result<()> + Sync,
+        write: impl Fn(&Piece, &Buffer) -> Result<()> + Sync,
+    ) -> Result<()> {
         let done = AtomicU64::new(0);
         let pace = Pace::new(self.moving.rate);
         self.observer.progress(0, self.total);
         self.line().run(
             pieces,
             |piece, buffer: &mut Buffer| match piece.what {
-                What::Copy => self.read(piece, buffer),
+                What::Copy => prepare(piece, buffer),
                 What::Zero | What::Skip => Ok(()),
             },
             |piece, buffer| {
-                self.write(piece, buffer)?;
+                write(piece, buffer)?;
                 if piece.what == What::Copy {
                     let now = done
                         .fetch_add(piece.len(), Ordering::Relaxed)
                         .saturating_add(piece.len());
                     self.observer.progress(now.min(self.total), self.total);
+                    pace.passed(piece.len(), self.observer)?;
                 }
-                pace.passed(piece.len(), self.observer)?;
                 Ok(Next::Go)
             },
         )
+    }
+
+    /// Compresses the clusters of a piece that has been read, if they are to be.
+    fn pack(&self, buffer: &mut Buffer, is_same: impl Fn(usize) -> bool) {
+        buffer.packed.clear();
+        let Some(disk) = self.compressed else { return };
+        let clusters = buffer.bytes.chunks(index(self.unit)).enumerate();
+        let packed = clusters.map(|(number, cluster)| {
+            if is_same(number) {
+                Packed::Same
+            } else if is_zero(cluster) {
+                Packed::Zero
+            } else {
+                disk.compress(cluster).map_or(Packed::Plain, Packed::Compressed)
+            }
+        });
+        buffer.packed = packed.collect();
     }
 
     pub fn line(&self) -> Line<'_> {
@@ -150,9 +215,69 @@ impl Copy<'_> {
         match piece.what {
             What::Skip => Ok(()),
             What::Zero => self.zero(piece.start, piece.end),
+            What::Copy if self.compressed.is_some() => self.write_packed(piece, buffer),
             What::Copy if self.moving.sparse == 0 => self.target.write_at(&buffer.bytes, piece.offset()),
             What::Copy => self.write_sparse(piece, &buffer.bytes),
         }
+    }
+
+    fn write_packed(&self, piece: &Piece, buffer: &Buffer) -> Result<()> {
+        let Some(disk) = self.compressed else {
+            return Ok(());
+        };
+        let mut at = piece.offset();
+        for (cluster, packed) in buffer.bytes.chunks(index(self.unit)).zip(&buffer.packed) {
+            match packed {
+                Packed::Same => {}
+                Packed::Zero => self.zero(at.0, at.0.saturating_add(cluster.len() as u64))?,
+                Packed::Plain => self.target.write_at(cluster, at)?,
+                Packed::Compressed(bytes) => disk.write_compressed_bytes(at, bytes)?,
+            }
+            at = at.plus(cluster.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes the units of a piece that are not what is there already.
+    fn write_differences(&self, piece: &Piece, buffer: &Buffer) -> Result<()> {
+        let unit = index(self.unit);
+        // Runs of units that all differ and are all data, or all zeros, go in one request.
+        let mut run: Option<(bool, usize, usize)> = None;
+        let write = |run: Option<(bool, usize, usize)>| -> Result<()> {
+            let Some((zero, from, to)) = run else {
+                return Ok(());
+            };
+            let bytes = buffer_part(&buffer.bytes, from, to - from);
+            let offset = piece.offset().plus(from as u64);
+            match self.zeros {
+                Zeros::Write(unmap) if zero => self.target.write_zeroes(offset, bytes.len() as u64, unmap),
+                _ => self.target.write_at(bytes, offset),
+            }
+        };
+        let mut from = 0;
+        // A piece may begin in the middle of a unit.
+        let mut len = unit - usize::try_from(piece.start % self.unit).unwrap_or_default();
+        while from < buffer.bytes.len() {
+            let (ours, theirs) = (
+                buffer_part(&buffer.bytes, from, len),
+                buffer_part(&buffer.other, from, len),
+            );
+            let to = from + ours.len();
+            if ours == theirs {
+                write(run.take())?;
+            } else {
+                let zero = is_zero(ours);
+                run = match run {
+                    Some((kind, first, end)) if kind == zero && end == from => Some((kind, first, to)),
+                    other => {
+                        write(other)?;
+                        Some((zero, from, to))
+                    }
+                };
+            }
+            (from, len) = (to, unit);
+        }
+        write(run)
     }
 
     fn write_sparse(&self, piece: &Piece, bytes: &[u8]) -> Result<()> {
@@ -198,6 +323,16 @@ impl Copy<'_> {
             }
         }
     }
+}
+
+/// At most so many bytes of a buffer from an index on.
+fn buffer_part(bytes: &[u8], from: usize, len: usize) -> &[u8] {
+    let rest = bytes.get(from..).unwrap_or_default();
+    rest.get(..len).unwrap_or(rest)
+}
+
+fn index(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX).max(1)
 }
 
 /// Whether all bytes are zeros.

@@ -128,11 +128,13 @@ impl Plan {
                 Some(_) => Zeros::Write(Unmap::Allow),
             },
             unit: writable.unit(),
+            compressed: writable.qcow2().map(|disk| &**disk).filter(|_| self.compressed),
             observer,
             total: self.to_copy,
         };
         let pieces = missing(&**view.disk(), self.kept, self.chain.layers.len());
-        copy.run(Pieces::new(pieces, view.size(), 1))?;
+        let align = if self.compressed { copy.unit } else { 1 };
+        copy.run(Pieces::new(pieces, view.size(), align))?;
         let file = writable.finish()?;
         observer.check()?;
         set_backing(&file, self.backing.as_ref())
