@@ -91,7 +91,11 @@ impl Layer {
             Err(error) => {
                 return Err(Error::new(
                     error.kind(),
-                    format!("the data file '{}' is not open: {}", data_file.shown(), error.full()),
+                    format!(
+                        "the data file '{}' is not open: {}",
+                        data_file.shown(),
+                        error.full()
+                    ),
                 ));
             }
         };

@@ -98,7 +98,7 @@ impl Copy<'_> {
             pieces,
             |piece, buffer| {
                 self.read(piece, buffer)?;
-                self.pack(buffer, |_| false);
+                self.pack(buffer, |_, _| false);
                 Ok(())
             },
             |piece, buffer| self.write(piece, buffer),
@@ -118,9 +118,8 @@ impl Copy<'_> {
                 self.read(piece, buffer)?;
                 read_other(piece, &mut buffer.other)?;
                 let other = std::mem::take(&mut buffer.other);
-                self.pack(buffer, |number| {
-                    let from = number.saturating_mul(unit);
-                    buffer_part(&other, from, unit) == buffer_part(&buffer.bytes, from, unit)
+                self.pack(buffer, |number, cluster| {
+                    buffer_part(&other, number.saturating_mul(unit), unit) == cluster
                 });
                 buffer.other = other;
                 Ok(())
@@ -162,12 +161,12 @@ impl Copy<'_> {
     }
 
     /// Compresses the clusters of a piece that has been read, if they are to be.
-    fn pack(&self, buffer: &mut Buffer, is_same: impl Fn(usize) -> bool) {
+    fn pack(&self, buffer: &mut Buffer, is_same: impl Fn(usize, &[u8]) -> bool) {
         buffer.packed.clear();
         let Some(disk) = self.compressed else { return };
         let clusters = buffer.bytes.chunks(index(self.unit)).enumerate();
         let packed = clusters.map(|(number, cluster)| {
-            if is_same(number) {
+            if is_same(number, cluster) {
                 Packed::Same
             } else if is_zero(cluster) {
                 Packed::Zero

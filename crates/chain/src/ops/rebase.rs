@@ -128,7 +128,7 @@ impl Plan {
                 moving: &self.moving,
                 zeros: Zeros::Write(Unmap::Allow),
                 unit: writable.unit(),
-            compressed: writable.qcow2().map(|disk| &**disk).filter(|_| self.compressed),
+                compressed: writable.qcow2().map(|disk| &**disk).filter(|_| self.compressed),
                 observer,
                 total: self.to_compare,
             };

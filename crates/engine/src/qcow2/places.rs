@@ -194,35 +194,15 @@ fn snapshot_table_len(header: &Header, storage: &dyn Storage) -> Result<u64> {
     for _ in 0..header.snapshot_count {
         let mut fixed = [0; FIXED as usize];
         storage.read_at(&mut fixed, header.snapshots_offset.saturating_add(len))?;
-        let [
-            ..,
-            i1,
-            i0,
-            n1,
-            n0,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            e3,
-            e2,
-            e1,
-            e0,
-        ] = fixed;
-        let names = u64::from(u16::from_be_bytes([i1, i0])) + u64::from(u16::from_be_bytes([n1, n0]));
-        let extra = u64::from(u32::from_be_bytes([e3, e2, e1, e0]));
+        let number = |field: std::ops::Range<usize>| {
+            let bytes = fixed.get(field).unwrap_or_default();
+            bytes
+                .iter()
+                .fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        // Lengths of id and name; at the end that of the extra data.
+        let names = number(12..14) + number(14..16);
+        let extra = number(36..40);
         len = (len + FIXED + names + extra).next_multiple_of(8);
     }
     Ok(len)
