@@ -5,7 +5,7 @@ use catena_engine::Disk;
 use catena_format::qcow2::{Compression, Version};
 use catena_testkit::dice::Dice;
 
-fn shapes() -> Vec<Shape> {
+pub fn shapes() -> Vec<Shape> {
     vec![
         PLAIN,
         Shape {
@@ -129,6 +129,49 @@ fn the_guest_sees_what_it_wrote_and_qemu_finds_nothing_wrong() {
             lab.compare(&disk, &format!("after {done:?}"));
             disk.close().unwrap();
             lab.settle(&format!("after round {round}, {done:?}"));
+        }
+    }
+}
+
+#[test]
+fn many_guests_write_at_once_beside_each_other() {
+    const GUESTS: u64 = 4;
+    for (number, shape) in shapes().iter().enumerate() {
+        let mut dice = Dice::new(1000 + number as u64);
+        let mut lab = Lab::new(shape, &mut dice);
+        for round in 0..2u64 {
+            let disk = lab.open();
+            // Neighbours share clusters, and sectors.
+            let mut ends: Vec<u64> = (1..GUESTS).map(|_| 1 + dice.below(shape.size - 1)).collect();
+            ends.sort_unstable();
+            ends.push(disk.size());
+            let mut start = 0;
+            let ranges = ends.iter().map(|end| std::mem::replace(&mut start, *end)..*end);
+            let model = &lab.model;
+            let parts: Vec<_> = std::thread::scope(|scope| {
+                let guests: Vec<_> = (0..)
+                    .zip(ranges)
+                    .map(|(guest, range): (u64, _)| {
+                        let disk = &disk;
+                        let mut own = model.clone();
+                        scope.spawn(move || {
+                            let mut dice = Dice::new(number as u64 * 100 + guest * 10 + round);
+                            for _ in 0..if range.is_empty() { 0 } else { 50 } {
+                                act(disk, &mut own, range.clone(), &mut dice);
+                            }
+                            (range, own)
+                        })
+                    })
+                    .collect();
+                guests.into_iter().map(|guest| guest.join().unwrap()).collect()
+            });
+            for (range, own) in parts {
+                let range = range.start as usize..range.end as usize;
+                lab.model[range.clone()].copy_from_slice(&own[range]);
+            }
+            lab.compare(&disk, "when all are done");
+            disk.close().unwrap();
+            lab.settle(&format!("after round {round} of many guests"));
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Images on the disk, what their guest should see, and QEMU's opinion of them.
 
 use catena_engine::qcow2::Qcow2Disk;
-use catena_engine::{Disk, GuestOffset, Qcow2, Raw, Stack, Unmap, WritableDisk};
-use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, NewImage, Version};
+use catena_engine::{Disk, GuestOffset, Qcow2, Raw, Result, Stack, Unmap, WritableDisk};
+use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, Header, NewImage, Version};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use catena_testkit::Folder;
 use catena_testkit::dice::Dice;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -38,6 +39,28 @@ pub const PLAIN: Shape = Shape {
     data_file: None,
 };
 
+impl Shape {
+    /// The image itself, without backing and data file.
+    pub fn options(&self) -> CreateOptions {
+        let mut options = CreateOptions::new(self.size).unwrap();
+        options.version = self.version;
+        options.cluster_bits = ClusterBits::new(self.cluster_bits).unwrap();
+        options.refcount_order = self.refcount_order;
+        options.extended_l2 = self.extended;
+        options.compression = self.compression;
+        options
+    }
+}
+
+/// Makes an empty image.
+pub fn make(options: &CreateOptions, storage: &dyn Storage) {
+    let new = NewImage::lay_out(options).unwrap();
+    for (offset, bytes) in &new.writes {
+        storage.write_all_at(bytes, *offset).unwrap();
+    }
+    storage.set_len(new.len).unwrap();
+}
+
 /// Opens a file for writing, without locks: QEMU's tools look at it in between.
 pub fn file(path: &Path) -> Arc<dyn Storage> {
     let options = OpenOptions::new().write(true).lock(LockMode::None);
@@ -55,12 +78,7 @@ impl Lab {
     pub fn new(shape: &Shape, dice: &mut Dice) -> Self {
         let folder = Folder::new();
         let mut model = vec![0; shape.size as usize];
-        let mut options = CreateOptions::new(shape.size).unwrap();
-        options.version = shape.version;
-        options.cluster_bits = ClusterBits::new(shape.cluster_bits).unwrap();
-        options.refcount_order = shape.refcount_order;
-        options.extended_l2 = shape.extended;
-        options.compression = shape.compression;
+        let mut options = shape.options();
         if let Some(size) = shape.backing {
             let mut bytes = vec![0; size as usize];
             // Bytes with holes in between.
@@ -79,13 +97,8 @@ impl Lab {
                 data.set_len(shape.size).unwrap();
             }
         }
-        let new = NewImage::lay_out(&options).unwrap();
         std::fs::write(folder.file("image.qcow2"), b"").unwrap();
-        let image = file(&folder.file("image.qcow2"));
-        for (offset, bytes) in &new.writes {
-            image.write_all_at(bytes, *offset).unwrap();
-        }
-        image.set_len(new.len).unwrap();
+        make(&options, &*file(&folder.file("image.qcow2")));
         Self {
             folder,
             shape: shape.clone(),
@@ -178,68 +191,103 @@ pub fn assert_same(bytes: &[u8], model: &[u8], what: &str) {
     }
 }
 
-/// One thing a guest does, within a range, on disk and model alike.
-pub fn act(disk: &Qcow2Disk, model: &mut [u8], range: std::ops::Range<u64>, dice: &mut Dice) -> String {
-    let cluster = disk.header().cluster_bits.size();
-    let place = |dice: &mut Dice, unit: u64, most: u64| {
-        let start = dice.within(range.clone()) / unit * unit;
-        let start = start.max(range.start);
-        let len = (1 + dice.below(most)).div_ceil(unit) * unit;
-        (start, len.min(range.end - start))
-    };
-    let units = [1, 512, 4096, cluster];
-    let unit = *dice.one_of(&units);
-    let most = *dice.one_of(&[512, 5000, cluster, 3 * cluster + 7]);
-    let (start, len) = place(dice, unit, most);
-    let part = &mut model[start as usize..(start + len) as usize];
-    let what = match dice.below(12) {
-        0..=5 => {
-            let byte = dice.below(256) as u8;
-            for (n, to) in part.iter_mut().enumerate() {
-                *to = byte.wrapping_add((n / 300) as u8);
+/// One thing a guest does.
+#[derive(Clone)]
+pub enum Action {
+    Write(u64, Vec<u8>),
+    Zero(u64, u64, Unmap),
+    Discard(u64, u64),
+    Compress(u64, Vec<u8>),
+    Flush,
+}
+
+impl std::fmt::Debug for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Write(at, bytes) => write!(f, "write {at:#x}+{:#x}", bytes.len()),
+            Self::Zero(at, len, unmap) => write!(f, "zero {at:#x}+{len:#x} {unmap:?}"),
+            Self::Discard(at, len) => write!(f, "discard {at:#x}+{len:#x}"),
+            Self::Compress(at, bytes) => write!(f, "compress {at:#x}+{:#x}", bytes.len()),
+            Self::Flush => f.write_str("flush"),
+        }
+    }
+}
+
+impl Action {
+    /// Something to do within a range of a disk.
+    pub fn draw(header: &Header, range: Range<u64>, dice: &mut Dice) -> Self {
+        let cluster = header.cluster_bits.size();
+        let unit = *dice.one_of(&[1, 512, 4096, cluster]);
+        let most = *dice.one_of(&[512, 5000, cluster, 3 * cluster + 7]);
+        let start = (dice.within(range.clone()) / unit * unit).max(range.start);
+        let len = ((1 + dice.below(most)).div_ceil(unit) * unit).min(range.end - start);
+        match dice.below(12) {
+            0..=5 => {
+                let byte = dice.any() as u8;
+                let bytes = (0..len).map(|n| byte.wrapping_add((n / 300) as u8)).collect();
+                Self::Write(start, bytes)
             }
-            disk.write_at(part, GuestOffset(start)).unwrap();
-            "write"
-        }
-        6 | 7 => {
-            part.fill(0);
-            let unmap = *dice.one_of(&[Unmap::Allow, Unmap::Keep]);
-            disk.write_zeroes(GuestOffset(start), len, unmap).unwrap();
-            "zero"
-        }
-        8 | 9 => {
-            disk.discard(GuestOffset(start), len).unwrap();
-            let mut now = vec![0; part.len()];
-            disk.read_at(&mut now, GuestOffset(start)).unwrap();
-            for (at, (now, before)) in now.iter().zip(part.iter_mut()).enumerate() {
-                assert!(*now == 0 || *now == *before, "discard uncovers {at}");
-                *before = *now;
+            6 | 7 => Self::Zero(start, len, *dice.one_of(&[Unmap::Allow, Unmap::Keep])),
+            8 | 9 => Self::Discard(start, len),
+            10 if !header.has_data_file() => {
+                let at = start / cluster * cluster;
+                let end = (at + cluster).min(header.virtual_size);
+                if at < range.start || end > range.end {
+                    return Self::Flush;
+                }
+                let incompressible = dice.chance(20);
+                let bytes = (at..end).map(|n| match incompressible || n % 4 == 0 {
+                    true => dice.any() as u8,
+                    false => 0,
+                });
+                Self::Compress(at, bytes.collect())
             }
-            "discard"
+            _ => Self::Flush,
         }
-        10 if disk.header().has_data_file() => "nothing",
-        10 => {
-            let start = start / cluster * cluster;
-            let end = (start + cluster).min(model.len() as u64);
-            if start < range.start || end > range.end {
-                return "nothing".to_owned();
+    }
+
+    pub fn range(&self) -> Range<usize> {
+        let (at, len) = match self {
+            Self::Write(at, bytes) | Self::Compress(at, bytes) => (*at, bytes.len() as u64),
+            Self::Zero(at, len, _) | Self::Discard(at, len) => (*at, *len),
+            Self::Flush => (0, 0),
+        };
+        at as usize..(at + len) as usize
+    }
+
+    pub fn perform(&self, disk: &Qcow2Disk) -> Result<()> {
+        match self {
+            Self::Write(at, bytes) => disk.write_at(bytes, GuestOffset(*at)),
+            Self::Zero(at, len, unmap) => disk.write_zeroes(GuestOffset(*at), *len, *unmap),
+            Self::Discard(at, len) => disk.discard(GuestOffset(*at), *len),
+            Self::Compress(at, bytes) => disk.write_compressed(bytes, GuestOffset(*at)),
+            Self::Flush => disk.flush(),
+        }
+    }
+
+    /// What it makes of the model, after it was done.
+    pub fn note(&self, disk: &Qcow2Disk, model: &mut [u8]) {
+        let part = &mut model[self.range()];
+        match self {
+            Self::Write(_, bytes) | Self::Compress(_, bytes) => part.copy_from_slice(bytes),
+            Self::Zero(..) => part.fill(0),
+            Self::Discard(at, _) => {
+                let mut now = vec![0; part.len()];
+                disk.read_at(&mut now, GuestOffset(*at)).unwrap();
+                for (now, before) in now.iter().zip(part.iter_mut()) {
+                    assert!(*now == 0 || *now == *before, "{self:?} uncovers the backing");
+                    *before = *now;
+                }
             }
-            let part = &mut model[start as usize..end as usize];
-            let incompressible = dice.chance(20);
-            for (n, to) in part.iter_mut().enumerate() {
-                *to = if incompressible || n % 4 == 0 {
-                    dice.any() as u8
-                } else {
-                    0
-                };
-            }
-            disk.write_compressed(part, GuestOffset(start)).unwrap();
-            "compress"
+            Self::Flush => {}
         }
-        _ => {
-            disk.flush().unwrap();
-            "flush"
-        }
-    };
-    format!("{what} {start:#x}+{len:#x}")
+    }
+}
+
+/// Does something on disk and model alike.
+pub fn act(disk: &Qcow2Disk, model: &mut [u8], range: Range<u64>, dice: &mut Dice) -> String {
+    let action = Action::draw(&disk.header(), range, dice);
+    action.perform(disk).unwrap();
+    action.note(disk, model);
+    format!("{action:?}")
 }

@@ -1,5 +1,6 @@
 //! qcow2 images that are written: against a model, and against what QEMU makes of them.
 #![cfg(test)]
 
+mod faults;
 mod histories;
 mod lab;
