@@ -195,7 +195,13 @@ impl Qcow2Disk {
             8 => group.clusters() * self.cluster_size(),
             _ => 0,
         };
-        self.finish(group, start..start + len, kept)
+        let done = self.finish(group, start..start + len, kept);
+        if done.is_ok() && self.data_file.is_none() {
+            let mut meta = self.meta();
+            let end = group.host + group.clusters() * self.cluster_size();
+            meta.len = meta.len.max(end);
+        }
+        done
     }
 
     /// Gives up a claim, and what was reserved with it.
@@ -395,6 +401,7 @@ impl Qcow2Disk {
         let host_of = |guest: u64| group.host + (guest - start);
         self.check_data_place(group.host, group.olds.len() as u64 * bits.size())?;
         let (mut before, mut after) = (Vec::new(), Vec::new());
+        let mut kept: Option<Range<u64>> = None;
         for (n, old) in group.olds.iter().enumerate() {
             let from = start + n as u64 * bits.size();
             let to = from + bits.size();
@@ -404,6 +411,8 @@ impl Qcow2Disk {
             for range in self.around(*old, from, at.max(from)..end.min(to)) {
                 let fill = self.fill(&range)?;
                 if matches!(fill, Fill::Zeros) && group.untouched {
+                    let so_far = kept.get_or_insert_with(|| range.clone());
+                    so_far.end = range.end;
                     continue;
                 }
                 if range.start < at {
@@ -411,6 +420,16 @@ impl Qcow2Disk {
                 } else {
                     after.push((range, fill));
                 }
+            }
+        }
+        if let Some(kept) = kept {
+            // The zeros are there already, but the cluster's space is better found in one piece, as QEMU does it too.
+            match self
+                .data_storage()
+                .allocate(host_of(kept.start), kept.end - kept.start)
+            {
+                Err(error) if error.kind() == catena_storage::ErrorKind::Unsupported => {}
+                allocated => self.attempt(allocated)?,
             }
         }
         // What touches the guest's bytes goes with them in one write; the rest is elsewhere in the cluster.
@@ -523,8 +542,10 @@ impl Qcow2Disk {
         drop(words);
         meta.dirty_slices.insert(group.key, Arc::clone(&group.slice));
         if self.data_file.is_none() {
-            let end = group.host + group.olds.len() as u64 * bits.size();
-            meta.len = meta.len.max(end);
+            // Up to the last subcluster that is in use, as the file is with QEMU.
+            let start = group.cluster << bits.get();
+            let end = written.end.next_multiple_of(self.layout.subcluster_size());
+            meta.len = meta.len.max(group.host + end.saturating_sub(start));
         }
         Ok(())
     }

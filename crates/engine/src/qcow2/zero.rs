@@ -57,8 +57,8 @@ impl Qcow2Disk {
                 (found, whole)
             };
             match found {
-                Found::Zero(_) => {}
                 // Nobody sees the difference, and no cluster is needed.
+                Found::Zero(_) => self.zero_whole(from, to, unmap)?,
                 _ if whole => self.zero_whole(from, to, unmap)?,
                 _ => self.write_zero_bytes(at, stop)?,
             }

@@ -1,13 +1,13 @@
 //! Images on the disk, what their guest should see, and QEMU's opinion of them.
 
 use catena_engine::qcow2::Qcow2Disk;
-use catena_engine::{Disk, GuestOffset, Qcow2, Raw, Result, Stack, Unmap, WritableDisk};
+use catena_engine::{Disk, GuestOffset, Image, Qcow2, Raw, Result, Stack, Unmap, WritableDisk};
 use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, Header, NewImage, Version};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use catena_testkit::Folder;
 use catena_testkit::dice::Dice;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -124,6 +124,18 @@ impl Lab {
         Qcow2Disk::open(image, self.data_file(), self.backing()).unwrap()
     }
 
+    /// The image and its backing, to be read.
+    pub fn layers(&self) -> Vec<(Arc<dyn Image>, PathBuf)> {
+        let path = self.folder.file("image.qcow2");
+        let image = Arc::new(Qcow2::open(file(&path), self.data_file()).unwrap());
+        let mut layers: Vec<(Arc<dyn Image>, _)> = vec![(image, path)];
+        if self.shape.backing.is_some() {
+            let path = self.folder.file("base.raw");
+            layers.push((Arc::new(Raw::open(file(&path)).unwrap()), path));
+        }
+        layers
+    }
+
     /// What the disk holds is what the model holds.
     pub fn compare(&self, disk: &dyn Disk, when: &str) {
         let mut bytes = vec![0xee; self.model.len()];
@@ -133,7 +145,6 @@ impl Lab {
 
     /// QEMU finds nothing wrong, and sees what the model says; so do our own readers.
     pub fn settle(&self, when: &str) {
-        let path = self.folder.file("image.qcow2");
         // Names are relative to where QEMU runs.
         let check = Command::new("qemu-img")
             .current_dir(self.folder.path())
@@ -155,13 +166,7 @@ impl Lab {
             &self.model,
             &format!("{} {when}, read by QEMU", self.shape.name),
         );
-        let image = Arc::new(Qcow2::open(file(&path), self.data_file()).unwrap());
-        let mut layers: Vec<(Arc<dyn catena_engine::Image>, _)> = vec![(image, path)];
-        if self.shape.backing.is_some() {
-            let path = self.folder.file("base.raw");
-            layers.push((Arc::new(Raw::open(file(&path)).unwrap()), path));
-        }
-        self.compare(&Stack::new(layers), &format!("{when}, read as a stack"));
+        self.compare(&Stack::new(self.layers()), &format!("{when}, read as a stack"));
         if self.shape.data_file == Some(true) {
             let bytes = std::fs::read(self.folder.file("data.raw")).unwrap();
             assert_same(

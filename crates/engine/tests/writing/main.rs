@@ -4,3 +4,4 @@
 mod faults;
 mod histories;
 mod lab;
+mod layout;
