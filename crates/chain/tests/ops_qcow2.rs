@@ -345,3 +345,78 @@ fn a_converted_image_lies_on_its_medium_as_qemu_img_would_put_it() {
         std::fs::remove_file(folder.file("ours.qcow2")).unwrap();
     }
 }
+
+#[test]
+fn a_preallocated_image_is_byte_for_byte_what_qemu_img_makes() {
+    use catena::ops::create::{self, Existing};
+    let folder = Folder::new();
+    let defaults = Qcow2Options::default;
+    for (arguments, size, options) in [
+        ("", 10 << 20, defaults()),
+        ("", 0, defaults()),
+        ("", 5000, defaults()),
+        (
+            "cluster_size=512,",
+            3 << 20,
+            Qcow2Options {
+                cluster_size: 512,
+                ..defaults()
+            },
+        ),
+        (
+            "cluster_size=4k,refcount_bits=64,",
+            40 << 20,
+            Qcow2Options {
+                cluster_size: 4096,
+                refcount_bits: 64,
+                ..defaults()
+            },
+        ),
+        (
+            "extended_l2=on,",
+            10 << 20,
+            Qcow2Options {
+                extended_l2: true,
+                ..defaults()
+            },
+        ),
+        (
+            "data_file=data.bin,data_file_raw=on,",
+            10 << 20,
+            Qcow2Options {
+                data_file: Some(("data.bin".to_owned(), true)),
+                ..defaults()
+            },
+        ),
+    ] {
+        for (mode, preallocation) in [
+            ("metadata", Preallocation::Metadata),
+            ("falloc", Preallocation::Falloc),
+            ("full", Preallocation::Full),
+            ("off", Preallocation::Off),
+        ] {
+            let what = format!("{arguments}preallocation={mode} {size}");
+            folder.img(&format!(
+                "create -q -f qcow2 -o {arguments}preallocation={mode} new.qcow2 {size}"
+            ));
+            let read = |name: &str| std::fs::read(folder.file(name)).unwrap_or_default();
+            let (theirs, their_data) = (read("new.qcow2"), read("data.bin"));
+            let request = create::Request {
+                path: folder.file("new.qcow2"),
+                existing: Existing::Overwrite,
+                size: Some(size),
+                kind: Kind::Qcow2(Box::new(options.clone())),
+                preallocation,
+            };
+            create::plan(&request, &Policy::libvirt())
+                .unwrap()
+                .execute()
+                .unwrap();
+            folder.img("check -q new.qcow2");
+            let (ours, our_data) = (read("new.qcow2"), read("data.bin"));
+            let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
+            assert_eq!((differs, ours.len()), (None, theirs.len()), "{what}");
+            assert!(our_data == their_data, "{what}");
+        }
+    }
+}

@@ -1,15 +1,18 @@
 //! Create: a new image, alone or over a backing image.
 
+use super::allocated;
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::policy::Policy;
 use crate::reference::{Reading, Reference, Source, without_credentials};
+use catena_engine::qcow2::{self, Qcow2Disk};
 use catena_engine::{Error, ErrorKind, Result};
-use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, NewImage, Version};
+use catena_format::qcow2::{Autoclear, ClusterBits, Compression, CreateOptions, NewImage, Version};
 use catena_format::{Format, limits};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage, sync_directory_of};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Guests see whole sectors.
 const SECTOR: u64 = 512;
@@ -150,6 +153,12 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             let backing_size = backing.as_ref().and_then(|chain| chain.active()?.virtual_size());
             let size = request.size.or(backing_size).ok_or_else(no_size)?;
             let image = NewImage::lay_out(&qcow2_options(options, size)?)?;
+            if preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2 {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "Backing file and preallocation can only be used at the same time if extended_l2 is enabled",
+                ));
+            }
             let data_file = match &options.data_file {
                 Some((name, _)) => Some(data_file_path(name, &own, existing)?),
                 None => None,
@@ -185,13 +194,14 @@ impl Plan {
     /// Creates the image under another name of the same folder.
     pub(super) fn execute_at(&self, path: &Path, existing: Existing) -> Result<()> {
         let mut created = Created(Vec::new());
-        if let Some(data_file) = &self.data_file {
-            let file = create_file(data_file, self.size, &[], self.existing, &mut created)?;
-            fill(&file, self.size, self.preallocation)?;
-        }
+        let data_file = match &self.data_file {
+            Some(path) => Some(create_file(path, self.size, &[], self.existing, &mut created)?),
+            None => None,
+        };
         match &self.image {
             Some(image) => {
-                create_file(path, image.len, &image.writes, existing, &mut created)?;
+                let file = create_file(path, image.len, &image.writes, existing, &mut created)?;
+                self.preallocate(file, data_file, image)?;
             }
             None => {
                 let file = create_file(path, self.size, &[], existing, &mut created)?;
@@ -203,21 +213,38 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Gives the guest's clusters their places.
+    fn preallocate(&self, file: LocalFile, data_file: Option<LocalFile>, image: &NewImage) -> Result<()> {
+        let in_image = data_file.is_none();
+        let how = match self.preallocation {
+            Preallocation::Falloc | Preallocation::Full if in_image => {
+                return allocated::write(&file, image, self.preallocation);
+            }
+            // A data file that is to be a raw image of the disk has its clusters where they are there.
+            Preallocation::Off if image.header.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA) => {
+                qcow2::Preallocation::Metadata
+            }
+            Preallocation::Off => return Ok(()),
+            Preallocation::Metadata => qcow2::Preallocation::Metadata,
+            Preallocation::Falloc => qcow2::Preallocation::Falloc,
+            Preallocation::Full => qcow2::Preallocation::Full,
+        };
+        let storage: Arc<dyn Storage> = Arc::new(file);
+        let data_file = data_file.map(|file| Arc::new(file) as Arc<dyn Storage>);
+        // What lies below shows through what is only kept.
+        let disk = Qcow2Disk::open(storage, data_file, None)?;
+        disk.preallocate(0..self.size, how)?;
+        disk.close()
+    }
+}
+
 /// Allocates a raw file.
 fn fill(file: &LocalFile, size: u64, preallocation: Preallocation) -> Result<()> {
-    const PIECE: usize = 1 << 20;
     match preallocation {
         Preallocation::Off | Preallocation::Metadata => return Ok(()),
         Preallocation::Falloc => file.allocate(0, size)?,
-        Preallocation::Full => {
-            let zeros = vec![0; PIECE];
-            let mut at = 0;
-            while at < size {
-                let len = usize::try_from(size - at).unwrap_or(PIECE).min(PIECE);
-                file.write_all_at(zeros.get(..len).unwrap_or_default(), at)?;
-                at += len as u64;
-            }
-        }
+        Preallocation::Full => allocated::write_zeros(file, 0, size)?,
     }
     Ok(file.flush()?)
 }
