@@ -8,9 +8,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use catena_engine::qcow2::bitmap::{BitmapError, Bitmaps, Bits, Ground, NewBitmap, Recorder, Run, stored};
-use catena_engine::{ErrorKind, Result, StorageBytes};
+use catena_engine::{Disk, ErrorKind, GuestOffset, Qcow2Disk, Result, StorageBytes, Unmap, WritableDisk};
 use catena_format::Bytes;
-use catena_format::qcow2::{Header, RefcountWidth, refcount, rewrite};
+use catena_format::qcow2::{Bitmap, Header, RefcountWidth, refcount, rewrite};
 use catena_storage::{LocalFile, Storage};
 use catena_testkit::storage::{Content, Log, Shared};
 use catena_testkit::{Dice, Folder};
@@ -79,6 +79,10 @@ impl Ground for Plain {
         *end += clusters * self.header().cluster_bits.size();
         self.count(Run { offset, clusters }, 1);
         Ok(offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        Ok(self.storage.write_all_at(bytes, offset)?)
     }
 
     fn sync(&self) -> Result<()> {
@@ -502,4 +506,120 @@ fn after_a_cut_a_recording_bitmap_is_the_old_one_the_new_one_or_not_believed() {
         }
     }
     assert_eq!(kinds, BTreeSet::from(["in use", "new", "old"]));
+}
+
+fn write(disk: &Qcow2Disk, offset: u64, len: usize) {
+    disk.write_at(&vec![7; len], GuestOffset(offset)).unwrap();
+}
+
+#[test]
+fn a_guest_of_ours_dirties_the_bitmaps_that_record() {
+    for options in ["-o cluster_size=512", "-o cluster_size=64k", "-o extended_l2=on"] {
+        let folder = Folder::new();
+        image(&folder, options);
+        folder.img("bitmap --add -g 512 image.qcow2 b0");
+        folder.img("bitmap --add --disable -g 512 image.qcow2 b1");
+        let shared = Arc::new(Shared::from(load(&folder)));
+        let open = || Qcow2Disk::open(shared.clone(), None, None).unwrap();
+        // Opening and reading changes nothing.
+        open().close().unwrap();
+        assert!(!listed(&shared)[0].in_use);
+        let disk = open();
+        write(&disk, 70_000, 1000);
+        assert_eq!(
+            listed(&shared)
+                .iter()
+                .map(|bitmap| bitmap.in_use)
+                .collect::<Vec<_>>(),
+            [true, false]
+        );
+        disk.write_zeroes(GuestOffset(1 << 20), 512, Unmap::Allow)
+            .unwrap();
+        disk.discard(GuestOffset(3 << 20), 1 << 20).unwrap();
+        let cluster = 1 << disk.header().cluster_bits.get();
+        for offset in (2 << 20..(2 << 20) + (1 << 16)).step_by(cluster) {
+            disk.write_compressed(&vec![1; cluster], GuestOffset(offset))
+                .unwrap();
+        }
+        disk.close().unwrap();
+        shared.content().save(&folder.file("image.qcow2")).unwrap();
+        folder.img("check -q image.qcow2");
+        assert_eq!(
+            dirty_by_qemu(&folder, "b0"),
+            [
+                69_632..71_168,
+                1 << 20..(1 << 20) + 512,
+                2 << 20..(2 << 20) + (1 << 16),
+                3 << 20..4 << 20
+            ],
+        );
+        assert_eq!(dirty_by_qemu(&folder, "b1"), []);
+        // Edited on an image that is open, and written again through the same one.
+        let disk = open();
+        let mut bitmaps = Bitmaps::read(&disk).unwrap();
+        bitmaps.clear("b0").unwrap();
+        bitmaps.enable("b1", true).unwrap();
+        bitmaps.store(&disk).unwrap();
+        write(&disk, 0, 1);
+        disk.close().unwrap();
+        shared.content().save(&folder.file("image.qcow2")).unwrap();
+        folder.img("check -q image.qcow2");
+        for name in ["b0", "b1"] {
+            let dirty = dirty_by_qemu(&folder, name);
+            assert_eq!((dirty.len(), dirty[0].clone()), (1, 0..512));
+        }
+    }
+}
+
+fn listed(shared: &Shared) -> Vec<Bitmap> {
+    let bytes = StorageBytes::new(shared).unwrap();
+    stored::list(&Header::read(&bytes).unwrap(), shared).unwrap()
+}
+
+#[test]
+fn a_disk_that_grows_keeps_its_bitmaps_as_qemu_does() {
+    for (options, granularity, size) in [
+        ("-o cluster_size=512", 512, 20 << 20),
+        ("-o cluster_size=64k", 65536, 9 << 20),
+        ("-o cluster_size=512", 512, (8 << 20) + 512),
+    ] {
+        let folder = Folder::new();
+        image(&folder, options);
+        folder.img(&format!("bitmap --add -g {granularity} image.qcow2 b0"));
+        folder.img(&format!("bitmap --add --disable -g {granularity} image.qcow2 b1"));
+        folder.io("qcow2", "image.qcow2", &["write 1M 1", "write 8388607 1"]);
+        let shared = Arc::new(Shared::from(load(&folder)));
+        let disk = Qcow2Disk::open(shared.clone(), None, None).unwrap();
+        write(&disk, 2 << 20, 1);
+        disk.grow(size).unwrap();
+        write(&disk, size - 1, 1);
+        disk.close().unwrap();
+        folder.img(&format!("resize -q image.qcow2 {size}"));
+        folder.io(
+            "qcow2",
+            "image.qcow2",
+            &["write 2M 1", &format!("write {} 1", size - 1)],
+        );
+        let theirs = dirty_by_qemu(&folder, "b0");
+        shared.content().save(&folder.file("image.qcow2")).unwrap();
+        folder.img("check -q image.qcow2");
+        assert_eq!(dirty_by_qemu(&folder, "b0"), theirs);
+        assert_eq!(dirty_by_qemu(&folder, "b1"), []);
+        assert_eq!(listed_by_qemu(&folder).len(), 2);
+    }
+}
+
+#[test]
+fn a_disk_with_an_inconsistent_bitmap_does_not_grow() {
+    let folder = Folder::new();
+    let (shared, ground) = plain(image(&folder, "-o cluster_size=64k"));
+    edit(&ground, |bitmaps| bitmaps.add(&new_bitmap("b0")));
+    let recorder = Recorder::read(&ground.header(), ground.storage())
+        .unwrap()
+        .unwrap();
+    recorder.touch(0..1, ground.storage()).unwrap();
+    let disk = Qcow2Disk::open(shared, None, None).unwrap();
+    assert_eq!(disk.grow(16 << 20).unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(disk.size(), 8 << 20);
+    write(&disk, 0, 10);
 }

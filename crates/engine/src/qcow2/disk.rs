@@ -9,6 +9,7 @@
 //!
 //! Locks are taken in this order: gate, `meta`, places and L1 table, slices. None but the gate is held while data is read or written.
 
+use super::bitmap::Recorder;
 use super::places::{OverlapChecks, Places, be64s};
 use super::refcounts::Refcounts;
 use super::slices::{Key, L1, Slice, SliceShape, Slices};
@@ -36,19 +37,12 @@ const DIRTY_BYTES: u64 = 16 << 20;
 /// Decompressed clusters that are kept, in bytes.
 const DECOMPRESSED_BYTES: u64 = 16 << 20;
 
-/// Told of everything the guest changes, before it changes.
-pub trait Recorder: fmt::Debug + Send + Sync {
-    /// A range of the disk is about to change.
-    fn changing(&self, range: Range<u64>) -> Result<()>;
-}
-
 /// How a [`Qcow2Disk`] is opened.
 #[derive(Debug, Default)]
 pub struct DiskOptions {
     checks: OverlapChecks,
     cache_bytes: Option<u64>,
     keep_freed: bool,
-    recorder: Option<Box<dyn Recorder>>,
 }
 
 impl DiskOptions {
@@ -70,13 +64,6 @@ impl DiskOptions {
     #[must_use]
     pub fn keep_freed_space(mut self) -> Self {
         self.keep_freed = true;
-        self
-    }
-
-    /// Tells somebody of everything that changes. Whoever does that keeps the image's bitmaps: their autoclear bit stays.
-    #[must_use]
-    pub fn recorder(mut self, recorder: Box<dyn Recorder>) -> Self {
-        self.recorder = Some(recorder);
         self
     }
 
@@ -105,6 +92,7 @@ impl DiskOptions {
         let l1: Vec<u64> = be64s(&bytes).collect();
         let mut places = Places::of(&header, layout, &l1, &*storage, self.checks)?;
         let refcounts = Refcounts::open(&storage, &header, &mut places)?;
+        let recorder = Recorder::read(&header, &*storage)?;
         let data_file = data_file.filter(|_| header.has_data_file());
         let data_len = data_file.as_deref().map_or(Ok(0), Storage::len)?;
         let shape = SliceShape::of(layout);
@@ -144,7 +132,7 @@ impl DiskOptions {
             poisoned: AtomicBool::new(false),
             decompressed: Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes),
             keep_freed: self.keep_freed,
-            recorder: self.recorder,
+            recorder: RwLock::new(recorder.map(Arc::new)),
             storage,
         })
     }
@@ -201,7 +189,8 @@ pub struct Qcow2Disk {
     poisoned: AtomicBool,
     pub(super) decompressed: Cache<u64, Arc<[u8]>, ClusterBytes>,
     pub(super) keep_freed: bool,
-    pub(super) recorder: Option<Box<dyn Recorder>>,
+    /// The bitmaps that are kept.
+    pub(super) recorder: RwLock<Option<Arc<Recorder>>>,
 }
 
 /// What is changed under one lock.
@@ -279,9 +268,10 @@ impl Qcow2Disk {
         self.header.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Flushes, and reports what could not be made durable, which dropping the disk cannot.
+    /// Flushes, stores what the bitmaps have recorded, and reports what could not be made durable, which dropping the disk cannot.
     pub fn close(self) -> Result<()> {
-        self.settle()
+        self.settle()?;
+        self.store_bitmaps()
     }
 
     pub(super) fn meta(&self) -> MutexGuard<'_, Meta> {
@@ -333,14 +323,16 @@ impl Qcow2Disk {
             })
     }
 
-    /// What comes before every change: the disk may be written, the recorder knows, and features that nobody here keeps are off.
+    /// What comes before every change: the disk may be written, the bitmaps know, and features that nobody here keeps are off.
     pub(super) fn prepare(&self, range: Range<u64>) -> Result<()> {
         self.check_poison()?;
         if !self.prepared.load(Ordering::Acquire) {
             self.clear_autoclear()?;
         }
-        match &self.recorder {
-            Some(recorder) => recorder.changing(range),
+        match self.recorder() {
+            Some(recorder) => recorder
+                .touch(range, &*self.storage)
+                .inspect_err(|error| self.failed(error)),
             None => Ok(()),
         }
     }
@@ -352,10 +344,7 @@ impl Qcow2Disk {
             return Ok(());
         }
         let now = self.header().autoclear;
-        let mut kept = now.intersection(Autoclear::KNOWN);
-        if self.recorder.is_none() && self.has_recording_bitmap()? {
-            kept.remove(Autoclear::BITMAPS);
-        }
+        let kept = now.intersection(Autoclear::KNOWN);
         if kept != now && self.v3 {
             self.write_header_fields(&[(88, &kept.bits().to_be_bytes())], true)?;
             self.header
@@ -365,17 +354,6 @@ impl Qcow2Disk {
         }
         self.prepared.store(true, Ordering::Release);
         Ok(())
-    }
-
-    /// Whether a bitmap asks for writes to be recorded in it.
-    fn has_recording_bitmap(&self) -> Result<bool> {
-        let header = self.header();
-        if !header.autoclear.contains(Autoclear::BITMAPS) {
-            return Ok(false);
-        }
-        let bitmaps = catena_format::qcow2::Bitmap::read_all(&header, &StorageBytes::new(&*self.storage)?);
-        // A directory that cannot be read promises nothing.
-        Ok(bitmaps.map_or(true, |bitmaps| bitmaps.iter().any(|bitmap| bitmap.auto)))
     }
 
     /// Changes fields of the header's first sector, in one write.
@@ -419,11 +397,16 @@ impl Qcow2Disk {
     pub(super) fn attempt<T>(&self, outcome: catena_storage::Result<T>) -> Result<T> {
         outcome.map_err(|error| {
             let error = Error::from(error);
-            if error.kind() != ErrorKind::NoSpace {
-                self.poison(error.full());
-            }
+            self.failed(&error);
             error
         })
+    }
+
+    /// Takes note of a write that failed.
+    pub(super) fn failed(&self, error: &Error) {
+        if error.kind() != ErrorKind::NoSpace {
+            self.poison(error.full());
+        }
     }
 
     /// Passes an error on; one that shows the metadata to be damaged marks the image first, as QEMU does, and ends all writing.
@@ -448,9 +431,14 @@ impl Qcow2Disk {
 
     /// Checks that a range holds no metadata before guest data goes there.
     pub(super) fn check_data_place(&self, offset: u64, len: u64) -> Result<()> {
-        if self.data_file.is_some() {
-            return Ok(());
+        match self.data_file {
+            Some(_) => Ok(()),
+            None => self.check_place(offset, len),
         }
+    }
+
+    /// Checks that a range of the image holds no metadata that refers to something.
+    pub(super) fn check_place(&self, offset: u64, len: u64) -> Result<()> {
         let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
         let checked = places.check(offset, len, None);
         drop(places);
@@ -514,7 +502,7 @@ impl Drop for Qcow2Disk {
     /// Writes back what it can. Only [`Qcow2Disk::close`] tells whether that worked.
     fn drop(&mut self) {
         if !self.poisoned.load(Ordering::Acquire) {
-            let _ = self.settle();
+            let _ = self.settle().and_then(|()| self.store_bitmaps());
         }
     }
 }

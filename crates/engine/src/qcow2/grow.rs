@@ -46,7 +46,8 @@ impl Qcow2Disk {
                 "the disk would be too large for this cluster size",
             ));
         }
-        self.prepare(old_size..new_size)?;
+        self.prepare(0..0)?;
+        let bitmaps = self.has_bitmaps_to_resize()?;
         if entries > u64::from(self.header().l1_entries) {
             self.grow_l1(entries)?;
         }
@@ -60,7 +61,10 @@ impl Qcow2Disk {
         let grown = self
             .hide_backing(old_size, new_size)
             .and_then(|()| self.flush_all())
-            .and_then(|()| self.write_header_fields(&[(24, &new_size.to_be_bytes())], true));
+            .and_then(|()| match bitmaps {
+                true => self.switch_size_with_bitmaps(new_size),
+                false => self.write_header_fields(&[(24, &new_size.to_be_bytes())], true),
+            });
         match grown {
             Ok(()) => {
                 let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,7 +18,7 @@ mod slices;
 mod zero;
 
 pub use check::{CheckOptions, Report, check};
-pub use disk::{DiskOptions, Qcow2Disk, Recorder};
+pub use disk::{DiskOptions, Qcow2Disk};
 pub use grow::Preallocation;
 pub use image::Qcow2;
 pub use places::OverlapChecks;

@@ -50,6 +50,19 @@ struct Entry {
     on_disk: bool,
 }
 
+impl Entry {
+    fn check_usable(&self) -> Result<(), BitmapError> {
+        let name = || self.bitmap.name.clone();
+        if self.bitmap.in_use {
+            return Err(BitmapError::Inconsistent(name()));
+        }
+        if !self.bitmap.is_understood() {
+            return Err(BitmapError::NotUnderstood(name()));
+        }
+        Ok(())
+    }
+}
+
 impl Bitmaps {
     /// The bitmaps of an image as they are.
     ///
@@ -219,6 +232,7 @@ impl Bitmaps {
     /// # Errors
     /// Where there is a bitmap that cannot be used, as QEMU has it, or it cannot be read.
     pub fn resize(&mut self, size: u64, ground: &dyn Ground) -> Result<(), BitmapError> {
+        self.check_usable()?;
         for name in self.list().map(|bitmap| bitmap.name.clone()).collect::<Vec<_>>() {
             let mut bits = self.bits(&name, ground)?;
             if bits.size() != size {
@@ -229,6 +243,14 @@ impl Bitmaps {
         }
         self.header.virtual_size = size;
         Ok(())
+    }
+
+    /// Whether all bitmaps can be used.
+    ///
+    /// # Errors
+    /// Where one cannot.
+    pub fn check_usable(&self) -> Result<(), BitmapError> {
+        self.entries.iter().try_for_each(Entry::check_usable)
     }
 
     /// Gives a bitmap that was marked as in use by whoever asks now its bits, and takes the mark away. `found` is what it was
@@ -249,12 +271,7 @@ impl Bitmaps {
             .iter_mut()
             .find(|entry| entry.bitmap.name == name)
             .ok_or_else(|| BitmapError::NotFound(name.to_owned()))?;
-        if entry.bitmap.in_use {
-            return Err(BitmapError::Inconsistent(name.to_owned()));
-        }
-        if !entry.bitmap.is_understood() {
-            return Err(BitmapError::NotUnderstood(name.to_owned()));
-        }
+        entry.check_usable()?;
         Ok(entry)
     }
 
@@ -330,9 +347,7 @@ impl Bitmaps {
             let mut table = vec![0; usize::try_from(count * 8).unwrap_or_default()];
             for cluster in bits.clusters(size) {
                 let offset = take(size)?;
-                ground
-                    .storage()
-                    .write_all_at(&bits.cluster(cluster, size), offset)?;
+                ground.write(&bits.cluster(cluster, size), offset)?;
                 let place = usize::try_from(cluster).unwrap_or(usize::MAX);
                 if let Some(raw) = table.chunks_exact_mut(8).nth(place) {
                     raw.copy_from_slice(&BitmapCluster::At(offset).encode().to_be_bytes());
@@ -346,7 +361,7 @@ impl Bitmaps {
                     table.len().next_multiple_of(usize::try_from(size).unwrap_or(1)),
                     0,
                 );
-                ground.storage().write_all_at(&table, entry.bitmap.table_offset)?;
+                ground.write(&table, entry.bitmap.table_offset)?;
             }
         }
         let all: Vec<Bitmap> = self.list().cloned().collect();
@@ -362,7 +377,7 @@ impl Bitmaps {
                     .next_multiple_of(usize::try_from(size).unwrap_or(1)),
                 0,
             );
-            ground.storage().write_all_at(&directory, directory_offset)?;
+            ground.write(&directory, directory_offset)?;
             Some(BitmapsExtension {
                 count: u32::try_from(all.len()).unwrap_or(u32::MAX),
                 directory_size,

@@ -6,12 +6,16 @@
 //! * [`Recorder`]: what a guest writes, and where it goes when the image is closed.
 //! * [`Ground`]: what is needed of the image they lie in.
 //!
+//! A [`Qcow2Disk`](crate::Qcow2Disk) is such a ground: bitmaps are edited on an image that is open for writing, whose guest does
+//! not write meanwhile.
+//!
 //! Nothing is changed in place but the mark of a bitmap that is in use: new tables and a new directory are written to
 //! free clusters, made durable, and the header then refers to them.
 
 pub mod bits;
 pub mod edit;
 pub mod error;
+mod ground;
 pub mod recorder;
 pub mod stored;
 
@@ -35,7 +39,7 @@ pub struct Run {
 
 /// What is needed of an image that is held alone, or whose guest writes through whoever implements this.
 pub trait Ground {
-    /// Where the image lies. Only clusters that were allocated here, and the marks in the directory, are written.
+    /// Where the image lies, to read from.
     fn storage(&self) -> &dyn Storage;
 
     /// The header as it is now.
@@ -43,6 +47,9 @@ pub trait Ground {
 
     /// Takes so many clusters in one run and tells where it starts. They are counted on disk after [`Ground::sync`].
     fn allocate(&self, clusters: u64) -> Result<u64>;
+
+    /// Writes to clusters that were allocated here.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()>;
 
     /// Makes all that was written, and the refcounts of what was allocated, durable.
     fn sync(&self) -> Result<()>;

@@ -1,7 +1,8 @@
 //! What a guest writes, for the bitmaps that record it.
 //!
 //! Before the guest's first change each of them is marked as in use on disk: a writer that dies leaves bitmaps that nobody
-//! believes. What becomes dirty is kept in memory, and stored beside the old bits when the image is closed.
+//! believes. What becomes dirty is kept in memory, and stored beside the old bits when the image is closed. The disk keeps its
+//! size meanwhile.
 
 use super::bits::Bits;
 use super::edit::Bitmaps;
@@ -24,11 +25,6 @@ pub struct Recorder {
 #[derive(Debug)]
 struct State {
     recorded: Vec<Recorded>,
-    /// The size of the disk when it was opened: that of the bits on disk.
-    stored: u64,
-    /// The smallest since then: what was cut off once is gone.
-    smallest: u64,
-    size: u64,
 }
 
 #[derive(Debug)]
@@ -60,12 +56,7 @@ impl Recorder {
                 });
             }
         }
-        let state = State {
-            recorded,
-            stored: header.virtual_size,
-            smallest: header.virtual_size,
-            size: header.virtual_size,
-        };
+        let state = State { recorded };
         Ok((!state.recorded.is_empty()).then(|| Self {
             marked: AtomicBool::new(false),
             state: Mutex::new(state),
@@ -82,6 +73,9 @@ impl Recorder {
     /// # Errors
     /// Where the bitmaps cannot be marked as in use. Nothing may be changed then.
     pub fn touch(&self, range: Range<u64>, storage: &dyn Storage) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
         let mut state = self.state();
         self.mark(&state, storage)?;
         for recorded in &mut state.recorded {
@@ -90,8 +84,13 @@ impl Recorder {
         Ok(())
     }
 
+    /// Whether the bitmaps are marked as in use.
+    pub fn is_marked(&self) -> bool {
+        self.marked.load(Ordering::Relaxed)
+    }
+
     fn mark(&self, state: &State, storage: &dyn Storage) -> Result<()> {
-        if self.marked.load(Ordering::Relaxed) {
+        if self.is_marked() {
             return Ok(());
         }
         for recorded in &state.recorded {
@@ -106,34 +105,19 @@ impl Recorder {
         Ok(())
     }
 
-    /// Another size of the disk: what is cut off is forgotten, what is new is clean.
-    pub fn resize(&self, size: u64) {
-        let mut state = self.state();
-        state.size = size;
-        state.smallest = state.smallest.min(size);
-        for recorded in &mut state.recorded {
-            recorded.dirty.resize(size);
-        }
-    }
-
     /// Stores what has become dirty and takes the marks away. The guest writes no more.
     ///
     /// # Errors
     /// Where they cannot be stored: the bitmaps stay marked, and nobody believes them.
     pub fn close(&self, ground: &dyn Ground) -> Result<()> {
-        if !self.marked.load(Ordering::Relaxed) {
+        if !self.is_marked() {
             return Ok(());
         }
         let state = self.state();
         let mut bitmaps = Bitmaps::read(ground)?;
-        let before = Header {
-            virtual_size: state.stored,
-            ..ground.header()
-        };
+        let header = ground.header();
         for recorded in &state.recorded {
-            let mut bits = stored::load(&recorded.bitmap, &before, ground.storage())?;
-            bits.resize(state.smallest);
-            bits.resize(state.size);
+            let mut bits = stored::load(&recorded.bitmap, &header, ground.storage())?;
             bits.merge(&recorded.dirty);
             bitmaps.replace(&recorded.bitmap, bits);
         }
