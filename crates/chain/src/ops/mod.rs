@@ -21,6 +21,7 @@ mod pieces;
 pub mod rebase;
 pub mod relink;
 pub mod stream;
+mod unsynced;
 pub mod view;
 
 pub use children::OtherChildren;
@@ -29,3 +30,4 @@ pub use copy::Moving;
 pub use input::{Concatenated, Input, Part};
 pub use line::{MOST_THREADS, processors};
 pub use observer::{Observer, Silent};
+pub use unsynced::Unsynced;

@@ -43,6 +43,7 @@ impl Piece {
 pub(super) struct Pieces<I> {
     runs: Runs<I>,
     align: u64,
+    most: u64,
     end: u64,
     /// A run that is not cut up yet.
     current: Option<Piece>,
@@ -103,12 +104,19 @@ impl<I: Iterator<Item = Result<Piece>>> Pieces<I> {
                 ahead: None,
             },
             align: align.max(1),
+            most: PIECE,
             end,
             current: None,
             waiting: VecDeque::new(),
             reached: 0,
             ended: false,
         }
+    }
+
+    /// Cuts into smaller pieces than [`PIECE`]. No smaller than what must be moved as a whole.
+    pub fn of_at_most(mut self, bytes: u64) -> Self {
+        self.most = bytes.max(self.align);
+        self
     }
 
     /// The next run, as wide as what has to be moved with it makes it.
@@ -190,7 +198,7 @@ impl<I: Iterator<Item = Result<Piece>>> Iterator for Pieces<I> {
                 return Some(Ok(run));
             }
             // Pieces end at multiples of their size, so that they cut as few clusters as possible.
-            let cut = (run.start / PIECE + 1).saturating_mul(PIECE).min(run.end);
+            let cut = (run.start / self.most + 1).saturating_mul(self.most).min(run.end);
             if cut < run.end {
                 self.current = Some(Piece { start: cut, ..run });
             }

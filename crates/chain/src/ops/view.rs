@@ -4,7 +4,7 @@
 //! read. Only what the maps do not settle is compared byte by byte.
 
 use super::copy::{is_zero, resize};
-use super::line::{Line, Next};
+use super::line::{Line, Next, processors};
 use super::observer::Observer;
 use super::pieces::{Piece, Pieces, What};
 use crate::chain::{Chain, Layer};
@@ -15,8 +15,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Pieces that are compared at once.
-const THREADS: usize = 8;
+/// Bytes that are compared at once: little enough for both sides to stay in a processor's cache.
+const PIECE: u64 = 256 << 10;
 
 /// An open disk that remembers which file each extent is in, where that is known.
 #[derive(Clone)]
@@ -284,7 +284,7 @@ pub fn first_difference_within(
 ) -> Result<Option<GuestOffset>> {
     let pair = Pair { a, b };
     let line = Line {
-        threads: THREADS,
+        threads: processors().min(4),
         in_order: true,
         observer,
     };
@@ -300,7 +300,7 @@ pub fn first_difference_within(
     let found = Mutex::new(None);
     let reached = AtomicU64::new(0);
     line.run(
-        Pieces::new(stretches, end, 1),
+        Pieces::new(stretches, end, 1).of_at_most(PIECE),
         |piece, buffers: &mut Compared| {
             pair.read(piece, &mut buffers.a, &mut buffers.b)?;
             buffers.differ = first_mismatch(&buffers.a, &buffers.b);
