@@ -294,8 +294,9 @@ impl Walk<'_> {
         let keys = keys(&source, opened.as_ref());
         if let Some(earlier) = keys.iter().find_map(|key| self.seen.get(key)) {
             let error = Error::new(ErrorKind::Loop, nested_too_deeply(&self.chain)).with_hint(format!(
-                "'{source}' is layer {earlier} of this chain again; {} --unsafe",
-                relink_hint(overlay)
+                "'{source}' is layer {earlier} of this chain again; record the right one: catena rebase {} --backing \
+                 IMAGE --backing-format FORMAT --unsafe",
+                quoted(overlay.word())
             ));
             return fail(error, Some(source));
         }

@@ -34,7 +34,7 @@ impl CommandError {
         let mut stderr = anstream::stderr().lock();
         let (code, _) = match self {
             Self::Failed(error) if error.kind() == catena::ErrorKind::Cancelled => {
-                (INTERRUPTED, writeln!(stderr, "catena: stopped"))
+                (INTERRUPTED, write_stopped(&mut stderr, error))
             }
             Self::Failed(error) => (failed, write_error(&mut stderr, error)),
             // Whoever reads has seen enough: `catena … | head` is no failure.
@@ -45,6 +45,14 @@ impl CommandError {
             ),
         };
         ExitCode::from(code)
+    }
+}
+
+/// Says that it was stopped, and what that means.
+fn write_stopped(out: &mut impl Write, error: &catena::Error) -> io::Result<()> {
+    match error.hint() {
+        Some(hint) => writeln!(out, "catena: stopped; {hint}"),
+        None => writeln!(out, "catena: stopped"),
     }
 }
 

@@ -22,6 +22,15 @@ pub struct Progress {
 impl Progress {
     /// Begins to watch. `verb` says what is being done.
     pub fn start(verb: &'static str) -> Self {
+        Self::on(ProgressBar::new(0), verb)
+    }
+
+    /// Begins to watch and shows nothing.
+    pub fn quiet() -> Self {
+        Self::on(ProgressBar::hidden(), "")
+    }
+
+    fn on(bar: ProgressBar, verb: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         // Where signals cannot be caught, Ctrl-C ends the process, as it would without us.
@@ -31,7 +40,7 @@ impl Progress {
             }
         });
         // The bar hides by itself where standard error is no terminal.
-        let bar = ProgressBar::new(0).with_message(verb);
+        let bar = bar.with_message(verb);
         let template = "{msg}  {bar:32.blue}  {percent:>3}%  {binary_bytes_per_sec}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
@@ -46,14 +55,19 @@ impl Observer for Progress {
         self.bar.set_position(done);
     }
 
-    fn unreadable(&self, at: GuestOffset, why: &Error) {
-        let line = format!("catena: offset {at} cannot be read, and becomes zeros: {why}");
-        self.bar
-            .suspend(|| writeln!(anstream::stderr(), "{}", text::printable(&line)).unwrap_or_default());
-    }
-
     fn cancelled(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    fn unreadable(&self, at: GuestOffset, why: &Error) {
+        let why = text::printable(&why.to_string());
+        self.bar.suspend(|| {
+            // Nobody is left to be told where standard error is gone.
+            let _ = writeln!(
+                anstream::stderr(),
+                "catena: the sector at guest offset {at} cannot be read, and becomes zeros: {why}"
+            );
+        });
     }
 }
 

@@ -8,6 +8,45 @@ use catena::{Chain, Format, Policy, Start, detect};
 use std::io::Write;
 use std::path::PathBuf;
 
+/// The rules for what images name.
+#[derive(Debug, clap::Args)]
+pub struct PolicyArgs {
+    /// What may be opened and believed because an image says so: 'libvirt', 'strict' or a policy file
+    #[arg(long, default_value = "libvirt")]
+    policy: String,
+}
+
+impl PolicyArgs {
+    /// The rules to follow.
+    pub fn load(&self) -> Result<Policy, CommandError> {
+        Ok(Policy::load(&self.policy)?)
+    }
+}
+
+/// Names an image that is changed.
+#[derive(Debug, clap::Args)]
+pub struct ImageArgs {
+    /// The image: a file or block device
+    pub image: PathBuf,
+    /// Its format; probed where it is not given
+    #[arg(short, long, value_parser = parse_format)]
+    pub format: Option<Format>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+impl ImageArgs {
+    /// What is known before anything is looked at.
+    pub fn start(&self) -> Start {
+        Start::at(&self.image, self.format)
+    }
+
+    /// The rules to follow.
+    pub fn policy(&self) -> Result<Policy, CommandError> {
+        self.policy.load()
+    }
+}
+
 /// Names a chain by its active image.
 #[derive(Debug, clap::Args)]
 pub struct TargetArgs {
@@ -16,9 +55,8 @@ pub struct TargetArgs {
     /// The active image's format; probed where it is not given
     #[arg(short, long, value_parser = parse_format)]
     pub format: Option<Format>,
-    /// What may be opened and believed because an image says so: 'libvirt', 'strict' or a policy file
-    #[arg(long, default_value = "libvirt")]
-    pub policy: String,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Read images although another process may be writing them: what is read may be half written
     #[arg(short = 'U', long)]
     pub force_share: bool,
@@ -32,7 +70,7 @@ impl TargetArgs {
 
     /// The rules to follow.
     pub fn policy(&self) -> Result<Policy, CommandError> {
-        Ok(Policy::load(&self.policy)?)
+        self.policy.load()
     }
 
     /// Follows the chain. That it breaks is a result, not an error.

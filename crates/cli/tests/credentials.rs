@@ -51,7 +51,7 @@ fn show_and_info_do_not_repeat_a_password() {
 }
 
 #[test]
-fn relink_does_not_repeat_a_password() {
+fn relink_and_rebase_do_not_repeat_a_password() {
     for (recorded, shown) in REFERENCES {
         let images = Images::new();
         images.img("create -q -f qcow2 base.qcow2 4M");
@@ -62,21 +62,21 @@ fn relink_does_not_repeat_a_password() {
                 "create", "-q", "-u", "-f", "qcow2", "-b", recorded, "r.qcow2", "-F", "qcow2", "4M",
             ],
         );
-        let relink = |args: &[&str]| {
-            let answer = images.catena(&[&["relink", "r.qcow2", "-F", "qcow2"], args].concat());
+        let run = |args: &[&str]| {
+            let answer = images.catena(&[args, &["r.qcow2", "-F", "qcow2"]].concat());
             silent(&answer);
             answer
         };
-        assert_eq!(relink(&["-b", "base.qcow2"]).status, 1);
-        let told = relink(&["-b", "base.qcow2", "--unsafe"]);
+        assert_eq!(run(&["relink", "-b", "base.qcow2"]).status, 1);
+        let told = run(&["rebase", "-b", "base.qcow2", "--unsafe"]);
         assert_eq!(told.status, 0, "{told:?}");
         assert!(
             told.out
                 .contains(&format!("'{shown}' (qcow2) becomes 'base.qcow2'")),
             "{told:?}"
         );
-        assert_eq!(relink(&["-b", recorded]).status, 1);
-        let back = relink(&["-b", recorded, "--unsafe"]);
+        assert_eq!(run(&["relink", "-b", recorded]).status, 1);
+        let back = run(&["rebase", "-b", recorded, "--unsafe"]);
         if shown == "json:…" {
             assert_eq!(back.status, 1, "{back:?}");
             continue;

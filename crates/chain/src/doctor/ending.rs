@@ -266,7 +266,7 @@ fn format_unknown(examination: &mut Examination<'_>, broken: &Break, at: (usize,
 fn by_hand(examination: &Examination<'_>, what: &str) -> Cure {
     let overlay = examination.chain.layers.last().map(Layer::word);
     Cure::advice(format!(
-        "{what}: catena relink {} --backing IMAGE --backing-format FORMAT --unsafe",
+        "{what}: catena rebase {} --backing IMAGE --backing-format FORMAT --unsafe",
         quoted(overlay.unwrap_or_default())
     ))
 }
@@ -410,7 +410,7 @@ fn missing(examination: &mut Examination<'_>, broken: &Break, at: (usize, String
     let cure = match found.as_slice() {
         [one] => unsafe_relink(overlay, one, broken.source.as_ref()),
         _ => Cure::advice(format!(
-            "put the image back, or find it ('catena doctor --search DIR {}') and record where it is: 'catena relink' with \
+            "put the image back, or find it ('catena doctor --search DIR {}') and record where it is: 'catena rebase' with \
              --unsafe",
             quoted(overlay.word())
         )),

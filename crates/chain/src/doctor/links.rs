@@ -78,7 +78,7 @@ pub(super) fn plain_recording_cure(overlay: &Layer, format: Format) -> Cure {
     match plain_name(overlay).filter(|_| overlay.header.is_some()) {
         Some(plain) => record(overlay, plain.as_ref(), format),
         None if is_json => Cure::advice(format!(
-            "record the image anew: catena relink {} --backing IMAGE --backing-format {format} --unsafe",
+            "record the image anew: catena rebase {} --backing IMAGE --backing-format {format} --unsafe",
             quoted(overlay.word())
         )),
         None => recording_cure(overlay, format),

@@ -259,10 +259,13 @@ fn record(overlay: &Layer, name: &OsStr, format: catena_format::Format) -> Cure 
     }
 }
 
-/// The same by commands that do not check what the guest sees.
+/// The same by commands that do not check what the guest sees: `catena rebase --unsafe` where it was `catena relink`.
 fn as_unsafe(mut cure: Cure) -> Cure {
     for command in &mut cure.commands {
-        if command.first().is_some_and(|program| program == "catena") {
+        if let [program, verb, ..] = command.as_mut_slice()
+            && program == "catena"
+        {
+            *verb = "rebase".into();
             command.push("--unsafe".into());
         }
     }

@@ -333,7 +333,7 @@ fn check_view(
         )
         .with_path(overlay.name())
         .with_hint(format!(
-            "{}; if you know that the view stays the same, add --unsafe",
+            "{}; if you know that the view stays the same, use 'catena rebase --unsafe'",
             error.full()
         ))
     };
@@ -356,8 +356,8 @@ fn check_view(
         )
         .with_path(overlay.name())
         .with_hint(
-            "to keep what the guest sees, use 'qemu-img rebase' without -u; to change the reference all the \
-                     same, add --unsafe",
+            "'catena rebase' copies what differs, so that the guest's view stays; with --unsafe it changes the \
+                     reference alone, as relink would",
         )),
     }
 }

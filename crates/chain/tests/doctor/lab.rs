@@ -80,7 +80,7 @@ impl Lab {
             match words.as_slice() {
                 [
                     "catena",
-                    "relink",
+                    verb @ ("relink" | "rebase"),
                     image,
                     "--backing",
                     name,
@@ -94,9 +94,9 @@ impl Lab {
                             name: (*name).to_owned(),
                             format: Format::from_qemu(format).unwrap(),
                         }),
-                        safety: match flags {
-                            [] => relink::Safety::Checked,
-                            ["--unsafe"] => relink::Safety::Unsafe,
+                        safety: match (*verb, flags) {
+                            ("relink", []) => relink::Safety::Checked,
+                            ("rebase", ["--unsafe"]) => relink::Safety::Unsafe,
                             other => panic!("{other:?}"),
                         },
                     };

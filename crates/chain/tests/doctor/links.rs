@@ -138,7 +138,7 @@ fn an_image_recorded_as_raw_that_is_not_is_a_warning() {
     assert_eq!(
         lines,
         [format!(
-            "catena relink {top} --backing base.qcow2 --backing-format qcow2 --unsafe"
+            "catena rebase {top} --backing base.qcow2 --backing-format qcow2 --unsafe"
         )]
     );
     assert!(

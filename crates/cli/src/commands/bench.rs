@@ -48,6 +48,9 @@ pub struct Args {
     /// Flush after so many requests
     #[arg(long, value_name = "NUMBER", default_value_t = 0, requires = "write")]
     flush_interval: u64,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
@@ -58,11 +61,10 @@ enum Output {
     /// A sentence
     #[default]
     Human,
-    /// One object
+    /// An object, as docs/json.md describes it
     Json,
 }
 
-/// The object.
 #[derive(Debug, Serialize)]
 struct Report {
     requests: u64,
@@ -90,7 +92,11 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         }),
     };
     let chain = args.target.detect()?;
-    let progress = Progress::start("sending requests");
+    let progress = if args.quiet {
+        Progress::quiet()
+    } else {
+        Progress::start("sending requests")
+    };
     let taken = if args.write {
         let writable = chain.open_writable(0, args.target.sharing())?;
         let taken = bench::bench(&request, Target::Write(&**writable.disk()), &progress)?;
@@ -112,6 +118,9 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         requests_per_second: args.count as f64 / seconds,
         bytes_per_second: (args.count as f64) * (args.bytes as f64) / seconds,
     };
+    if args.quiet {
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut out = output::stdout();
     match args.output {
         Output::Json => output::json(&report, &mut out)?,

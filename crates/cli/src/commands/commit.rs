@@ -1,55 +1,51 @@
 //! `catena commit`: write what layers hold into a layer below them.
 
-use super::change::ChangeArgs;
+use super::change::{ChangeArgs, ChildrenArgs, parse_layer};
 use super::moving::MovingArgs;
 use crate::error::CommandError;
-use crate::progress::Progress;
-use crate::target::parse_format;
-use catena::ops::commit::{self, After, Request};
-use catena::ops::{LayerChoice, OtherChildren};
-use catena::{Format, Start};
-use std::path::PathBuf;
+use crate::target::{ImageArgs, warn_probed};
+use catena::detect;
+use catena::ops::LayerChoice;
+use catena::ops::commit::{self, After};
 use std::process::ExitCode;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What the committed layers show stays the same at every instant, also when this
-is stopped or the power fails; the same command then finishes it. The base and
-what lies between show something else afterwards, so other overlays that stand
-on them, in the base's folder or in those given, refuse it.
+The base then shows what the committed layers did; several go in one pass. A
+LAYER is a number, 0 being the active one, or a file's name.
+
+Other overlays of what is written or deleted would show their guests something
+else afterwards: those beside it, and in folders given with --look-in, are
+found and refuse it by name. An overlay elsewhere is not found.
+
+At every instant the chain shows the guest what it showed before, and what was
+interrupted is finished by the same command.
 
 Examples:
-  catena commit monday.qcow2
-      into its backing image; monday.qcow2 is empty afterwards
-  catena commit vm.qcow2 --top tuesday.qcow2 --base base.qcow2 --delete
-      tuesday.qcow2 and all between go into base.qcow2 and are deleted, and
-      what stood on tuesday.qcow2 stands on base.qcow2
-  catena commit vm.qcow2 --base base.qcow2 --keep --search /srv/images")]
+  catena commit tuesday.qcow2
+      into its backing image; tuesday.qcow2 stays as an empty overlay
+  catena commit tuesday.qcow2 --base base.raw --delete
+      all layers down to base.raw, and delete them
+  catena commit tuesday.qcow2 --top monday.qcow2 --delete
+      monday.qcow2 goes, tuesday.qcow2 then stands on what was below it")]
 pub struct Args {
-    /// The active image of the chain
-    image: PathBuf,
-    /// Its format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format)]
-    format: Option<Format>,
-    /// The highest layer to commit; the active image where it is not given
-    #[arg(long, value_name = "FILE")]
-    top: Option<PathBuf>,
-    /// The layer to write to; the one below the highest where it is not given
-    #[arg(short, long, value_name = "FILE")]
-    base: Option<PathBuf>,
-    /// Leave the committed layers as they are
-    #[arg(short, long)]
+    #[command(flatten)]
+    image: ImageArgs,
+    /// The highest layer that is committed
+    #[arg(long, value_name = "LAYER", value_parser = parse_layer, default_value = "0")]
+    top: LayerChoice,
+    /// The layer that is written; the one below the highest where it is not given
+    #[arg(long, value_name = "LAYER", value_parser = parse_layer)]
+    base: Option<LayerChoice>,
+    /// Leave the committed layers as they are, instead of emptying the highest
+    #[arg(long, conflicts_with = "delete")]
     keep: bool,
-    /// Delete the committed layers, and put what stood on them on the base
-    #[arg(short, long, conflicts_with = "keep")]
-    delete: bool,
-    /// Look for other overlays in this folder too; may be given several times
-    #[arg(long, value_name = "FOLDER")]
-    search: Vec<PathBuf>,
-    /// Commit although other overlays show something else then: you answer for it
+    /// Delete the committed layers, and put the layer above them on the base
     #[arg(long)]
-    force: bool,
+    delete: bool,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     moving: MovingArgs,
     #[command(flatten)]
@@ -58,28 +54,22 @@ pub struct Args {
 
 /// Commits.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let after = if args.keep {
-        After::Keep
-    } else if args.delete {
-        After::Delete
-    } else {
-        After::Empty
-    };
-    let request = Request {
-        start: Start::at(&args.image, args.format),
-        top: match &args.top {
-            Some(path) => LayerChoice::Path(path.clone()),
-            None => LayerChoice::Index(0),
+    let policy = args.image.policy()?;
+    let start = args.image.start();
+    warn_probed(&detect(&start, &policy));
+    let request = commit::Request {
+        start,
+        top: args.top.clone(),
+        base: args.base.clone(),
+        after: match (args.keep, args.delete) {
+            (true, _) => After::Keep,
+            (_, true) => After::Delete,
+            _ => After::Empty,
         },
-        base: args.base.clone().map(LayerChoice::Path),
-        after,
-        children: OtherChildren {
-            folders: args.search.clone(),
-            forced: args.force,
-        },
+        children: args.children.children(),
         moving: args.moving.moving(),
     };
-    let plan = commit::plan(&request, &args.change.policy()?)?;
+    let plan = commit::plan(&request, &policy)?;
     args.change
-        .perform(&plan, |plan| plan.execute(&Progress::start("committing")))
+        .perform_watched("committing", &plan, |plan, observer| plan.execute(observer))
 }

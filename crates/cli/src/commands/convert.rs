@@ -1,71 +1,67 @@
-//! `catena convert`: what a chain shows, as another image.
+//! `catena convert`: write what a chain shows as another image.
 
 use super::change::{self, ChangeArgs};
-use super::create::{self, NewFormat};
 use super::moving::MovingArgs;
+use super::options::{NewFormat, NewOptions, OptionArgs, usage};
 use crate::error::CommandError;
-use crate::progress::Progress;
-use crate::target::parse_format;
+use crate::target::{TargetArgs, parse_format, warn_probed};
 use crate::text;
-use catena::open::Sharing;
-use catena::ops::convert::{self, Publish, Request, Shared, Target};
-use catena::ops::create::Kind;
-use catena::ops::{Input, Moving};
-use catena::{Error, ErrorKind, Format, Source, Start};
+use catena::Format;
+use catena::ops::convert::{self, Publish, Shared, Target};
+use catena::ops::{Input, Moving, copy};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The new image appears under its name only when it is complete and durable.
-Over a backing image only what differs from it is written.
+The new image is raw where its name ends in .raw or .img, else qcow2, unless
+--to says so. It is written as NAME.catena-part, and has its name only when it
+is complete and durable. 'catena create --help' lists the options (-o).
+
+With --backing the new image is an overlay: both disks are compared, and what
+they have in common is left out.
 
 Examples:
-  catena convert vm.qcow2 vm.raw --to raw
-  catena convert vm.qcow2 small.qcow2 --compressed -o compression_type=zstd
-  catena convert vm.qcow2 monday.qcow2 --backing base.qcow2 -F qcow2
-  catena convert vm.qcow2 /dev/vg/disk --existing --to raw")]
+  catena convert vm.qcow2 vm.raw
+  catena convert vm.raw vm.qcow2 --compress -o compression_type=zstd
+  catena convert vm.qcow2 before.qcow2 --snapshot before-upgrade
+  catena convert copy.qcow2 thin.qcow2 --backing base.qcow2 -F qcow2
+  catena convert vm.qcow2 /dev/vg/vm --to raw --existing")]
 pub struct Args {
-    /// The images to convert, one behind the other, and last the new image
-    #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "TARGET"])]
-    images: Vec<PathBuf>,
-    /// The sources' format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format)]
-    format: Option<Format>,
+    #[command(flatten)]
+    source: TargetArgs,
+    /// The new image, which must not exist
+    new: PathBuf,
     /// The new image's format
-    #[arg(short = 'O', long, value_enum, default_value_t)]
-    to: NewFormat,
-    /// Convert an internal snapshot of the source, by id or name
-    #[arg(short = 'l', long, value_name = "ID")]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    to: Option<NewFormat>,
+    /// Write into an image or device that exists, and replace its content
+    #[arg(long, conflicts_with_all = ["backing", "option", "size"])]
+    existing: bool,
+    /// Take what the guest saw when this internal snapshot was taken, by id or name
+    #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
-    /// The backing image of the new one, as it is to be recorded
+    /// Compress what is written; qcow2 only
+    #[arg(short, long)]
+    compress: bool,
+    /// Bytes of the new disk, where it is to be larger; k, M, G, T are understood
+    #[arg(short, long, value_name = "BYTES", value_parser = text::parse_size)]
+    size: Option<u64>,
+    /// Make it an overlay over this image, the name as it is to be recorded
     #[arg(short, long, value_name = "NAME")]
     backing: Option<String>,
     /// The backing image's format
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format, requires = "backing")]
     backing_format: Option<Format>,
-    /// Compress the data
-    #[arg(short, long)]
-    compressed: bool,
-    /// Options of the format, as for 'catena create'
-    #[arg(short, long = "option", value_name = "KEY=VALUE,…")]
-    option: Vec<String>,
-    /// Write into an image or device that exists
-    #[arg(short = 'n', long, conflicts_with_all = ["backing", "option"])]
-    existing: bool,
-    /// The image that exists reads as zeros everywhere: you answer for it
-    #[arg(long, requires = "existing")]
-    target_is_zero: bool,
-    /// The shortest run of zeros that is left out, in bytes; 0 to write everything
-    #[arg(short = 'S', long, value_name = "BYTES", value_parser = text::parse_size, default_value = "4k")]
+    /// Leave out runs of zeros of so many bytes in data; 0 writes everything
+    #[arg(long, value_name = "BYTES", value_parser = text::parse_size, default_value_t = copy::SPARSE)]
     sparse: u64,
-    /// Make zeros of what cannot be read, and say where
+    /// Make zeros of what cannot be read, and say where, instead of failing
     #[arg(long)]
     salvage: bool,
-    /// Read images although another process may be writing them: what is read may be half written
-    #[arg(short = 'U', long)]
-    force_share: bool,
+    #[command(flatten)]
+    option: OptionArgs,
     #[command(flatten)]
     moving: MovingArgs,
     #[command(flatten)]
@@ -74,50 +70,40 @@ pub struct Args {
 
 /// Converts.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.change.policy()?;
-    let (target, sources) = args
-        .images
-        .split_last()
-        .ok_or_else(|| Error::new(ErrorKind::Conflict, "name a source and a target"))?;
-    let sharing = if args.force_share {
-        Sharing::Force
-    } else {
-        Sharing::Locked
-    };
-    let inputs = sources.iter().map(|path| Input::Chain {
-        start: Start::at(path, args.format),
-        snapshot: args.snapshot.clone(),
-        sharing,
-    });
+    let policy = args.source.policy()?;
+    if !args.change.is_quiet() {
+        warn_probed(&args.source.detect()?);
+    }
+    let format = args.to.unwrap_or_else(|| NewFormat::of_name(&args.new));
     let target = if args.existing {
         Target::Existing {
-            path: target.clone(),
-            // Raw must be said: whatever lies on the medium could look like another format.
-            format: (args.to == NewFormat::Raw).then_some(Format::Raw),
-            is_zero: args.target_is_zero,
+            path: args.new.clone(),
+            format: args.to.map(NewFormat::format),
+            is_zero: false,
         }
     } else {
-        let backing = match (&args.backing, args.backing_format) {
-            (None, _) => None,
-            (Some(name), Some(format)) => Some((name.clone(), format)),
-            (Some(name), None) => {
-                return Err(change::without_format(name, &Source::file(target), &policy).into());
-            }
-        };
-        let new = create::new_image(args.to, &args.option, backing)?;
+        let backing = change::new_backing(args.backing.as_deref(), args.backing_format, &args.new, &policy)?;
+        let backing = backing.map(|backing| (backing.name, backing.format));
+        let NewOptions { kind, preallocation } = args.option.read(format, backing)?;
         Target::New {
-            path: target.clone(),
-            kind: new.kind,
-            size: None,
-            preallocation: new.preallocation,
+            path: args.new.clone(),
+            kind,
+            size: args.size,
+            preallocation,
             publish: Publish::Complete,
         }
     };
-    if args.compressed && matches!(&target, Target::New { kind: Kind::Raw, .. }) {
-        return Err(Error::new(ErrorKind::Conflict, "raw images cannot be compressed").into());
+    if args.existing && args.new.symlink_metadata().is_err() {
+        return Err(usage("there is no image to be written into")
+            .with_path(&args.new)
+            .into());
     }
-    let request = Request {
-        sources: inputs.collect(),
+    let request = convert::Request {
+        sources: vec![Input::Chain {
+            start: args.source.start(),
+            snapshot: args.snapshot.clone(),
+            sharing: args.source.sharing(),
+        }],
         target,
         shared: Shared::Compared,
         moving: Moving {
@@ -125,9 +111,9 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             salvage: args.salvage,
             ..args.moving.moving()
         },
-        compressed: args.compressed,
+        compressed: args.compress,
     };
     let plan = convert::plan(&request, &policy)?;
     args.change
-        .perform(&plan, |plan| plan.execute(&Progress::start("converting")))
+        .perform_watched("converting", &plan, |plan, observer| plan.execute(observer))
 }

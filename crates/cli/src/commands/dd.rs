@@ -1,38 +1,35 @@
 //! `catena dd`: a part of what a chain shows, as another image.
 
 use super::change::ChangeArgs;
-use super::create::{self, NewFormat};
 use super::moving::MovingArgs;
+use super::options::{NewFormat, NewOptions, OptionArgs};
 use crate::error::CommandError;
-use crate::progress::Progress;
-use crate::target::parse_format;
+use crate::target::TargetArgs;
 use crate::text;
 use catena::ops::Input;
 use catena::ops::convert::{self, Publish, Request, Shared, Target};
-use catena::{Error, ErrorKind, Format, Start};
+use catena::{Error, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Blocks are counted as dd counts them: first 'skip' of them are left out, then
-'count' of them are copied.
+Blocks are counted as dd counts them: so many are left out with --skip, and so
+many copied with --count. The new image is raw where its name ends in .raw or
+.img, else qcow2, unless --to says so; it has its name when it is complete.
 
 Examples:
   catena dd vm.qcow2 boot.raw --bs 512 --count 1
   catena dd vm.qcow2 root.raw --bs 1M --skip 512 --count 20480")]
 pub struct Args {
-    /// The active image of the chain
-    source: PathBuf,
+    #[command(flatten)]
+    source: TargetArgs,
     /// The new image, which must not exist
-    target: PathBuf,
-    /// The source's format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format)]
-    format: Option<Format>,
+    new: PathBuf,
     /// The new image's format
-    #[arg(short = 'O', long, value_enum, default_value = "raw")]
-    to: NewFormat,
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    to: Option<NewFormat>,
     /// Bytes of a block; k, M, G are understood
     #[arg(long, value_name = "BYTES", value_parser = text::parse_size, default_value = "512")]
     bs: u64,
@@ -63,25 +60,30 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         Some(count) => start.saturating_add(bytes(count)?),
         None => u64::MAX,
     };
-    let new = create::new_image(args.to, &[], None)?;
+    let format = args.to.unwrap_or_else(|| NewFormat::of_name(&args.new));
+    let NewOptions { kind, preallocation } = OptionArgs::default().read(format, None)?;
     let request = Request {
         sources: vec![Input::Part {
-            of: Box::new(Input::at(Start::at(&args.source, args.format))),
+            of: Box::new(Input::Chain {
+                start: args.source.start(),
+                snapshot: None,
+                sharing: args.source.sharing(),
+            }),
             start,
             end,
         }],
         target: Target::New {
-            path: args.target.clone(),
-            kind: new.kind,
+            path: args.new.clone(),
+            kind,
             size: None,
-            preallocation: new.preallocation,
+            preallocation,
             publish: Publish::Complete,
         },
         shared: Shared::Compared,
         moving: args.moving.moving(),
         compressed: false,
     };
-    let plan = convert::plan(&request, &args.change.policy()?)?;
+    let plan = convert::plan(&request, &args.source.policy()?)?;
     args.change
-        .perform(&plan, |plan| plan.execute(&Progress::start("copying")))
+        .perform_watched("copying", &plan, |plan, observer| plan.execute(observer))
 }

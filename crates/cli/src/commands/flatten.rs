@@ -1,38 +1,36 @@
-//! `catena flatten`: make one image of a chain.
+//! `catena flatten`: make an image hold everything that its guest sees, in place or as a new file.
 
 use super::change::ChangeArgs;
-use super::create::{self, NewFormat};
 use super::moving::MovingArgs;
+use super::options::{NewFormat, NewOptions, OptionArgs};
 use crate::error::CommandError;
-use crate::progress::Progress;
-use crate::target::parse_format;
-use catena::ops::Input;
+use crate::target::ImageArgs;
 use catena::ops::convert::{self, Publish, Shared, Target};
-use catena::ops::stream;
-use catena::{Format, Start};
+use catena::ops::{Input, stream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Without -o the image itself takes in what the layers below it hold, as with
+'catena stream'. With -o the chain stays as it is, and a new image is written:
+raw where its name ends in .raw or .img, else qcow2. It has its name only when
+it is complete.
+
 Examples:
-  catena flatten vm.qcow2
-      the image takes in all that lies below it, and stands on nothing then
-  catena flatten vm.qcow2 -o flat.qcow2
-      a new image; the chain stays as it is")]
+  catena flatten tuesday.qcow2
+  catena flatten tuesday.qcow2 -o flat.qcow2
+  catena flatten tuesday.qcow2 -o flat.raw")]
 pub struct Args {
-    /// The active image of the chain
-    image: PathBuf,
-    /// Its format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format)]
-    format: Option<Format>,
-    /// Make a new qcow2 image, and leave the chain as it is
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Write a new image, and leave the chain as it is
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Compress what is copied
     #[arg(short, long)]
-    compressed: bool,
+    compress: bool,
     #[command(flatten)]
     moving: MovingArgs,
     #[command(flatten)]
@@ -41,39 +39,35 @@ pub struct Args {
 
 /// Flattens.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.change.policy()?;
-    let start = Start::at(&args.image, args.format);
-    let moving = args.moving.moving();
-    match &args.output {
-        None => {
-            let request = stream::Request {
-                start,
-                base: None,
-                moving,
-                compressed: args.compressed,
-            };
-            let plan = stream::plan(&request, &policy)?;
-            args.change
-                .perform(&plan, |plan| plan.execute(&Progress::start("flattening")))
-        }
-        Some(path) => {
-            let new = create::new_image(NewFormat::Qcow2, &[], None)?;
-            let request = convert::Request {
-                sources: vec![Input::at(start)],
-                target: Target::New {
-                    path: path.clone(),
-                    kind: new.kind,
-                    size: None,
-                    preallocation: new.preallocation,
-                    publish: Publish::Complete,
-                },
-                shared: Shared::Compared,
-                moving,
-                compressed: args.compressed,
-            };
-            let plan = convert::plan(&request, &policy)?;
-            args.change
-                .perform(&plan, |plan| plan.execute(&Progress::start("flattening")))
-        }
-    }
+    let policy = args.image.policy()?;
+    let start = args.image.start();
+    let Some(output) = &args.output else {
+        let request = stream::Request {
+            start,
+            base: None,
+            moving: args.moving.moving(),
+            compressed: args.compress,
+        };
+        let plan = stream::plan(&request, &policy)?;
+        return args
+            .change
+            .perform_watched("flattening", &plan, |plan, observer| plan.execute(observer));
+    };
+    let NewOptions { kind, preallocation } = OptionArgs::default().read(NewFormat::of_name(output), None)?;
+    let request = convert::Request {
+        sources: vec![Input::at(start)],
+        target: Target::New {
+            path: output.clone(),
+            kind,
+            size: None,
+            preallocation,
+            publish: Publish::Complete,
+        },
+        shared: Shared::Compared,
+        moving: args.moving.moving(),
+        compressed: args.compress,
+    };
+    let plan = convert::plan(&request, &policy)?;
+    args.change
+        .perform_watched("flattening", &plan, |plan, observer| plan.execute(observer))
 }

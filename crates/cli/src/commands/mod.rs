@@ -17,6 +17,7 @@ pub mod man;
 pub mod map;
 pub mod measure;
 mod moving;
+mod options;
 pub mod rebase;
 pub mod reference;
 pub mod relink;
@@ -46,21 +47,21 @@ pub enum Command {
     Convert(convert::Args),
     /// Write what layers hold into a layer below them
     Commit(commit::Args),
-    /// Put an image on another backing image, and keep what its guest sees
-    Rebase(rebase::Args),
     /// Pull what lower layers hold up into an image
     Stream(stream::Args),
-    /// Make one image of a chain
+    /// Make an image hold everything its guest sees, in place or as a new file
     Flatten(flatten::Args),
-    /// Rewrite what an overlay records about its backing image
+    /// Put an image on another backing image, and copy into it what would change
+    Rebase(rebase::Args),
+    /// Rewrite what an overlay records about its backing image, if its guest's view stays
     Relink(relink::Args),
     /// Tell whether two disks show their guests the same
     Compare(compare::Args),
     /// Tell how large a new image would become
     Measure(measure::Args),
-    /// Copy blocks of what a chain shows
+    /// Copy a part of what a chain shows
     Dd(dd::Args),
-    /// Time requests
+    /// Time requests to a chain
     Bench(bench::Args),
     /// Say what a recorded backing reference means
     Reference(reference::Args),
@@ -85,9 +86,9 @@ impl Command {
             Self::Create(args) => create::run(args),
             Self::Convert(args) => convert::run(args),
             Self::Commit(args) => commit::run(args),
-            Self::Rebase(args) => rebase::run(args),
             Self::Stream(args) => stream::run(args),
             Self::Flatten(args) => flatten::run(args),
+            Self::Rebase(args) => rebase::run(args),
             Self::Relink(args) => relink::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Measure(args) => measure::run(args),

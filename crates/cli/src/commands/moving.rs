@@ -7,14 +7,14 @@ use catena::ops::{Moving, copy};
 #[derive(Debug, clap::Args)]
 pub struct MovingArgs {
     /// How many requests are under way at once
-    #[arg(short = 'm', long, value_name = "NUMBER", default_value_t = copy::THREADS, value_parser = parse_threads)]
+    #[arg(long, value_name = "NUMBER", default_value_t = copy::THREADS, value_parser = parse_threads)]
     threads: usize,
     /// Write in any order, not in the order of the guest's disk: faster on some media
-    #[arg(short = 'W', long)]
+    #[arg(long)]
     any_order: bool,
     /// Most bytes a second; k, M, G are understood
-    #[arg(short, long, value_name = "BYTES", value_parser = text::parse_size)]
-    rate: Option<u64>,
+    #[arg(long, value_name = "BYTES", value_parser = text::parse_size)]
+    rate_limit: Option<u64>,
 }
 
 impl MovingArgs {
@@ -23,7 +23,7 @@ impl MovingArgs {
         Moving {
             threads: self.threads,
             any_order: self.any_order,
-            rate: self.rate,
+            rate: self.rate_limit,
             ..Moving::default()
         }
     }

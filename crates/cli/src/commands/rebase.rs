@@ -1,44 +1,51 @@
-//! `catena rebase`: put an image on another backing image, and keep what its guest sees.
+//! `catena rebase`: put an image on another backing image; what would change for its guest is copied into it first.
 
 use super::change::{self, ChangeArgs};
 use super::moving::MovingArgs;
 use crate::error::CommandError;
-use crate::progress::Progress;
-use crate::target::parse_format;
-use catena::ops::rebase::{self, Request};
-use catena::ops::relink::NewBacking;
-use catena::{Format, Source, Start};
-use std::path::PathBuf;
+use crate::target::{ImageArgs, parse_format};
+use catena::Format;
+use catena::ops::relink::{self, Safety};
+use catena::ops::{Silent, rebase};
 use std::process::ExitCode;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-What differs between the old and the new backing image is copied into the
-image first, and only then the reference changes: its guest sees the same at
-every instant. 'catena relink' changes the reference alone.
+Both chains are compared, first by identity and by their maps, and what
+differs is copied into the image. Only when that is durable does the reference
+change, so the guest's view stays what it is at every instant. What was
+interrupted is finished by the same command.
+
+With --unsafe only the reference is rewritten and nothing is compared, like
+'qemu-img rebase -u': the backing image has moved, and you know that it is the
+same. You answer for the guest's view then.
 
 Examples:
-  catena rebase vm.qcow2 --backing golden-2.qcow2 -F qcow2
-  catena rebase vm.qcow2 --no-backing")]
+  catena rebase tuesday.qcow2 --backing base.qcow2 -F qcow2
+      stand on base.qcow2, and take over what the layers between hold
+  catena rebase tuesday.qcow2 --backing ../base.qcow2 -F qcow2 --unsafe
+      the base has moved
+  catena rebase tuesday.qcow2 --no-backing
+      stand alone")]
 pub struct Args {
-    /// The image
-    image: PathBuf,
-    /// Its format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format)]
-    format: Option<Format>,
-    /// The new backing image, as it is to be recorded; relative to the image
+    #[command(flatten)]
+    image: ImageArgs,
+    /// The backing image, as it is to be recorded; relative to the image
     #[arg(short, long, value_name = "NAME", required_unless_present = "no_backing")]
     backing: Option<String>,
-    /// The new backing image's format
+    /// The backing image's format
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format, requires = "backing")]
     backing_format: Option<Format>,
-    /// Put it on no backing image: it holds everything itself then
+    /// Stand on no other image
     #[arg(long, conflicts_with = "backing")]
     no_backing: bool,
+    /// Rewrite the reference alone, and do not compare what the guest sees: you answer for it
+    #[arg(short, long = "unsafe", conflicts_with = "compress")]
+    unchecked: bool,
     /// Compress what is copied
     #[arg(short, long)]
-    compressed: bool,
+    compress: bool,
     #[command(flatten)]
     moving: MovingArgs,
     #[command(flatten)]
@@ -47,24 +54,25 @@ pub struct Args {
 
 /// Rebases.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.change.policy()?;
-    let backing = match (&args.backing, args.backing_format) {
-        (None, _) => None,
-        (Some(name), Some(format)) => Some(NewBacking {
-            name: name.clone(),
-            format,
-        }),
-        (Some(name), None) => {
-            return Err(change::without_format(name, &Source::file(&args.image), &policy).into());
-        }
-    };
-    let request = Request {
-        start: Start::at(&args.image, args.format),
+    let policy = args.image.policy()?;
+    let path = &args.image.image;
+    let backing = change::new_backing(args.backing.as_deref(), args.backing_format, path, &policy)?;
+    if args.unchecked {
+        let request = relink::Request {
+            image: path.clone(),
+            backing,
+            safety: Safety::Unsafe,
+        };
+        let plan = relink::plan(&request, &policy, &Silent)?;
+        return args.change.perform(&plan, relink::Plan::execute);
+    }
+    let request = rebase::Request {
+        start: args.image.start(),
         backing,
         moving: args.moving.moving(),
-        compressed: args.compressed,
+        compressed: args.compress,
     };
     let plan = rebase::plan(&request, &policy)?;
     args.change
-        .perform(&plan, |plan| plan.execute(&Progress::start("rebasing")))
+        .perform_watched("rebasing", &plan, |plan, observer| plan.execute(observer))
 }

@@ -1,53 +1,53 @@
 //! `catena stream`: pull what lower layers hold up into an image.
 
-use super::change::ChangeArgs;
+use super::change::{ChangeArgs, parse_layer};
 use super::moving::MovingArgs;
 use crate::error::CommandError;
-use crate::progress::Progress;
-use crate::target::parse_format;
+use crate::target::ImageArgs;
 use catena::ops::LayerChoice;
-use catena::ops::stream::{self, Request};
-use catena::{Format, Start};
-use std::path::PathBuf;
+use catena::ops::stream;
 use std::process::ExitCode;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The layers between the image and the base are copied into the image, which
-stands on the base afterwards. They stay as they are, for others may stand on
-them. Stopped, the same command finishes it.
+The image takes in what its guest sees of the layers between it and the base,
+and then stands on the base, or on nothing. No other image changes; the layers
+between are no longer needed by this one. A LAYER is a number, 0 being the
+active one, or a file's name.
+
+At every instant the guest's view stays what it is, and what was interrupted
+is finished by the same command.
 
 Examples:
-  catena stream vm.qcow2 --base base.qcow2
-  catena stream tuesday.qcow2")]
+  catena stream tuesday.qcow2 --base base.raw
+      take in monday.qcow2, stand on base.raw
+  catena stream tuesday.qcow2
+      take in everything, and stand alone: as 'catena flatten tuesday.qcow2'")]
 pub struct Args {
-    /// The image that takes them in
-    image: PathBuf,
-    /// Its format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format)]
-    format: Option<Format>,
-    /// The layer it stands on afterwards; none where it is not given
-    #[arg(short, long, value_name = "FILE")]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    image: ImageArgs,
+    /// The layer to stand on; none where it is not given
+    #[arg(long, value_name = "LAYER", value_parser = parse_layer)]
+    base: Option<LayerChoice>,
     /// Compress what is copied
     #[arg(short, long)]
-    compressed: bool,
+    compress: bool,
     #[command(flatten)]
     moving: MovingArgs,
     #[command(flatten)]
     change: ChangeArgs,
 }
 
-/// Pulls them up.
+/// Pulls up.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let request = Request {
-        start: Start::at(&args.image, args.format),
-        base: args.base.clone().map(LayerChoice::Path),
+    let request = stream::Request {
+        start: args.image.start(),
+        base: args.base.clone(),
         moving: args.moving.moving(),
-        compressed: args.compressed,
+        compressed: args.compress,
     };
-    let plan = stream::plan(&request, &args.change.policy()?)?;
+    let plan = stream::plan(&request, &args.image.policy()?)?;
     args.change
-        .perform(&plan, |plan| plan.execute(&Progress::start("streaming")))
+        .perform_watched("streaming", &plan, |plan, observer| plan.execute(observer))
 }

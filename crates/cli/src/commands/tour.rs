@@ -173,7 +173,7 @@ fn a_loop(stage: &mut Stage, seen: &Digests) -> Result<(), CommandError> {
     stage.cure()?;
     stage.say("Which image Monday was made over, only you know:")?;
     stage.catena_succeeds(&[
-        "relink",
+        "rebase",
         MONDAY,
         "--backing",
         MOVED,
