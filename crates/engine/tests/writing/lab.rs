@@ -1,7 +1,7 @@
 //! Images on the disk, what their guest should see, and QEMU's opinion of them.
 
 use catena_engine::qcow2::Qcow2Disk;
-use catena_engine::{Disk, GuestOffset, Image, Qcow2, Raw, Result, Stack, Unmap, WritableDisk};
+use catena_engine::{Disk, GuestOffset, Image, Qcow2, Raw, Result, Stack, StorageBytes, Unmap, WritableDisk};
 use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, Header, NewImage, Version};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use catena_testkit::Folder;
@@ -122,6 +122,12 @@ impl Lab {
     pub fn open(&self) -> Qcow2Disk {
         let image = file(&self.folder.file("image.qcow2"));
         Qcow2Disk::open(image, self.data_file(), self.backing()).unwrap()
+    }
+
+    /// The header on the disk.
+    pub fn header(&self) -> Header {
+        let image = file(&self.folder.file("image.qcow2"));
+        Header::read(&StorageBytes::new(&*image).unwrap()).unwrap()
     }
 
     /// The image and its backing, to be read.
