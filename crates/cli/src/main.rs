@@ -7,6 +7,7 @@ mod error;
 mod limits;
 mod output;
 mod progress;
+mod qemu_img;
 mod target;
 mod text;
 
@@ -14,6 +15,15 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if qemu_img::is_called(words.first()) {
+        limits::raise();
+        return qemu_img::main(words);
+    }
+    if words.get(1).is_some_and(|word| word == "qemu-img") {
+        limits::raise();
+        return qemu_img::main(words.split_off(1));
+    }
     let cli = cli::Cli::parse();
     cli.color.write_global();
     limits::raise();

@@ -1,0 +1,418 @@
+//! `qemu-img map`: where the bytes of the guest's disk are.
+
+use super::getopt::Takes::{Argument, Nothing};
+use super::getopt::{Key, Options, long, word};
+use super::objects::Objects;
+use super::open::{self, Named, Opened, Purpose};
+use super::preallocated;
+use super::program::{self, Program, Result, error, output_is_json, usage};
+use super::size;
+use super::subclusters::Subclusters;
+use catena::open::Sharing;
+use catena_engine::{Extent, ExtentKind, FileRole, GuestOffset, Image};
+use catena_format::Format;
+use catena_storage::SpanKind;
+use std::io::Write;
+use std::sync::Arc;
+
+pub const OPTIONS: Options = Options {
+    short: "hf:s:l:U",
+    long: &[
+        long("help", 'h', Nothing),
+        long("format", 'f', Argument),
+        word("output", Argument),
+        word("object", Argument),
+        word("image-opts", Nothing),
+        long("force-share", 'U', Nothing),
+        long("start-offset", 's', Argument),
+        long("max-length", 'l', Argument),
+    ],
+};
+
+/// Guest bytes that are mapped at once.
+const PIECE: u64 = 64 << 20;
+
+/// Runs the subcommand.
+pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
+    let (mut format, mut json, mut image_opts, mut shared) = (None, false, false, false);
+    let (mut start, mut most) = (0, None);
+    let mut objects = Objects::default();
+    let others = program::options(OPTIONS, words, |key, value| {
+        match key {
+            Key::Letter('f') => format = Some(value),
+            Key::Letter('U') => shared = true,
+            Key::Letter('s') => {
+                start = size::argument("start offset", &value, 0, size::MAX).map_err(error)?
+            }
+            Key::Letter('l') => {
+                most = Some(size::argument("max length", &value, 0, size::MAX).map_err(error)?)
+            }
+            Key::Word("output") => json = output_is_json(&value)?,
+            Key::Word("object") => objects.add(&value)?,
+            Key::Word("image-opts") => image_opts = true,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let Some(others) = others else {
+        return super::help::print(program);
+    };
+    let [name] = others.as_slice() else {
+        return Err(usage("Expecting one image file name"));
+    };
+    if image_opts && format.is_some() {
+        return Err(error("--image-opts and --format are mutually exclusive"));
+    }
+    let opened = open::open(
+        program,
+        Named {
+            word: name,
+            format: format.as_deref(),
+            options: image_opts,
+        },
+        Purpose {
+            shared,
+            ..Purpose::default()
+        },
+    )?;
+    let map = Map::new(&opened)?;
+    let mut end = map.size;
+    if let Some(most) = most {
+        end = end.min(start.saturating_add(most));
+    }
+    let mut out = Out::new(json);
+    out.begin();
+    let mut current = Entry {
+        start,
+        ..Entry::default()
+    };
+    map.walk(start, end, |next| {
+        if current.joins(&next) {
+            current.length += next.length;
+            return Ok(());
+        }
+        if current.length > 0 {
+            out.entry(&current, false)?;
+        }
+        current = next;
+        Ok(())
+    })?;
+    out.entry(&current, true)?;
+    out.flush();
+    Ok(0)
+}
+
+/// A line of the map.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Entry {
+    /// Where it starts.
+    pub start: u64,
+    /// How many bytes.
+    pub length: u64,
+    depth: usize,
+    present: bool,
+    /// Whether it reads as zeros.
+    pub zero: bool,
+    /// Whether there are bytes.
+    pub data: bool,
+    compressed: bool,
+    offset: Option<u64>,
+    file: Option<Arc<str>>,
+}
+
+impl Entry {
+    fn joins(&self, next: &Self) -> bool {
+        let kind = |entry: &Self| {
+            (
+                entry.zero,
+                entry.data,
+                entry.compressed,
+                entry.present,
+                entry.depth,
+            )
+        };
+        kind(self) == kind(next)
+            && match (self.offset, next.offset) {
+                (None, None) => true,
+                (Some(here), Some(there)) => {
+                    here.checked_add(self.length) == Some(there) && self.file == next.file
+                }
+                _ => false,
+            }
+    }
+}
+
+struct Out {
+    json: bool,
+    text: String,
+}
+
+impl Out {
+    fn new(json: bool) -> Self {
+        Self {
+            json,
+            text: String::new(),
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.json {
+            self.text.push('[');
+        } else {
+            self.text.push_str(&format!(
+                "{:<16}{:<16}{:<16}{}\n",
+                "Offset", "Length", "Mapped to", "File"
+            ));
+        }
+    }
+
+    fn entry(&mut self, entry: &Entry, last: bool) -> Result<()> {
+        if self.json {
+            let offset = entry
+                .offset
+                .map_or_else(String::new, |offset| format!(", \"offset\": {offset}"));
+            self.text.push_str(&format!(
+                "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}, \"compressed\": {}{offset}}}{}\n",
+                entry.start,
+                entry.length,
+                entry.depth,
+                entry.present,
+                entry.zero,
+                entry.data,
+                entry.compressed,
+                if last { "]" } else { "," }
+            ));
+        } else if entry.data && !entry.zero {
+            let Some(offset) = entry.offset else {
+                self.flush();
+                return Err(error("File contains external, encrypted or compressed clusters."));
+            };
+            let file = entry.file.as_deref().unwrap_or_default();
+            self.text.push_str(&format!(
+                "{:<16}{:<16}{:<16}{file}\n",
+                hexadecimal(entry.start),
+                hexadecimal(entry.length),
+                hexadecimal(offset)
+            ));
+        }
+        if self.text.len() > 1 << 16 {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        // A reader that is gone has seen enough.
+        let _ = std::io::stdout().lock().write_all(self.text.as_bytes());
+        self.text.clear();
+    }
+}
+
+/// A number as C's `%#x` has it.
+fn hexadecimal(number: u64) -> String {
+    match number {
+        0 => "0".to_owned(),
+        number => format!("{number:#x}"),
+    }
+}
+
+/// The layers of a disk, asked one after the other as QEMU does.
+pub struct Map {
+    layers: Vec<MapLayer>,
+    /// Bytes of the disk.
+    pub size: u64,
+}
+
+struct MapLayer {
+    image: Arc<dyn Image>,
+    is_raw: bool,
+    /// Whether the file system is asked which allocated clusters are holes.
+    asks_file: bool,
+    file: Arc<str>,
+    data_file: Option<Arc<str>>,
+    /// Clusters that are allocated although a part of them is not, where there are such.
+    subclusters: Option<Subclusters>,
+}
+
+impl Map {
+    /// Of an image with what it stands on.
+    pub fn new(opened: &Opened) -> Result<Self> {
+        let mut layers = Vec::new();
+        for (index, (layer, name)) in opened.chain.layers.iter().zip(&opened.names).enumerate() {
+            let image = layer
+                .image(Sharing::Force)
+                .map_err(|failed| error(failed.full()))?;
+            let is_raw = layer.format != Format::Qcow2;
+            let file = if index == 0 { &opened.node.filename } else { name };
+            layers.push(MapLayer {
+                asks_file: is_raw || preallocated::seems_so(layer),
+                is_raw,
+                image,
+                data_file: layer
+                    .data_file
+                    .as_ref()
+                    .map(|data_file| super::nodes::beside(file, &data_file.text).into()),
+                file: file.as_str().into(),
+                subclusters: Subclusters::of(layer),
+            });
+        }
+        let size = layers.first().map_or(0, |layer| layer.image.virtual_size());
+        Ok(Self { layers, size })
+    }
+
+    /// Gives the stretches of a range to `each`, in order.
+    pub fn walk(&self, start: u64, end: u64, mut each: impl FnMut(Entry) -> Result<()>) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let to = end.min(at.saturating_add(PIECE));
+            self.layer(0, at, to, &mut each)?;
+            at = to;
+        }
+        Ok(())
+    }
+
+    /// What the layers from one on say about a range. It lies within the layer.
+    fn layer(
+        &self,
+        depth: usize,
+        start: u64,
+        end: u64,
+        each: &mut dyn FnMut(Entry) -> Result<()>,
+    ) -> Result<()> {
+        let Some(layer) = self.layers.get(depth) else {
+            return Ok(());
+        };
+        let mut extents = Vec::new();
+        layer
+            .image
+            .map(GuestOffset(start), GuestOffset(end), &mut extents)
+            .map_err(|failed| error(format!("Could not read file metadata: {}", failed.full())))?;
+        for extent in extents {
+            let (from, to) = (extent.start.0, extent.end().0);
+            if extent.kind != ExtentKind::Unallocated {
+                layer.entries(depth, &extent, each)?;
+                continue;
+            }
+            let below = self
+                .layers
+                .get(depth + 1)
+                .map_or(from, |below| below.image.virtual_size())
+                .clamp(from, to);
+            if from < below {
+                self.layer(depth + 1, from, below, each)?;
+            }
+            if below < to {
+                layer.nothing(depth, below, to, each)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MapLayer {
+    /// What an extent of this layer is to QEMU.
+    fn entries(
+        &self,
+        depth: usize,
+        extent: &Extent,
+        each: &mut dyn FnMut(Entry) -> Result<()>,
+    ) -> Result<()> {
+        let mut entry = Entry {
+            start: extent.start.0,
+            length: extent.len,
+            depth,
+            present: true,
+            ..Entry::default()
+        };
+        match extent.kind {
+            ExtentKind::Zero { offset } => {
+                entry.zero = true;
+                entry.offset = offset.map(|offset| offset.0);
+                entry.file = offset.map(|_| self.name(FileRole::Data));
+                each(entry)
+            }
+            ExtentKind::Compressed { .. } => {
+                entry.data = true;
+                entry.compressed = true;
+                each(entry)
+            }
+            ExtentKind::Encrypted { .. } => {
+                entry.data = true;
+                each(entry)
+            }
+            ExtentKind::Data { file, offset } => {
+                entry.data = true;
+                entry.offset = Some(offset.0);
+                entry.file = Some(self.name(file));
+                if self.asks_file {
+                    self.refine(file, &entry, each)
+                } else {
+                    each(entry)
+                }
+            }
+            _ => Err(error("Could not read file metadata: Input/output error")),
+        }
+    }
+
+    /// What nobody answers for. Where the cluster is allocated for another part of it, QEMU tells its place all the same.
+    fn nothing(
+        &self,
+        depth: usize,
+        start: u64,
+        end: u64,
+        each: &mut dyn FnMut(Entry) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let (to, offset) = match &self.subclusters {
+                Some(subclusters) => subclusters.place(at, end),
+                None => (end, None),
+            };
+            each(Entry {
+                start: at,
+                length: to - at,
+                depth,
+                zero: true,
+                offset,
+                file: offset.map(|_| self.name(FileRole::Data)),
+                ..Entry::default()
+            })?;
+            at = to;
+        }
+        Ok(())
+    }
+
+    fn name(&self, file: FileRole) -> Arc<str> {
+        match (&self.data_file, file) {
+            (Some(name), FileRole::Data) => Arc::clone(name),
+            _ => Arc::clone(&self.file),
+        }
+    }
+
+    /// Splits bytes into what the file holds and its holes.
+    fn refine(&self, file: FileRole, entry: &Entry, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        let failed =
+            |failed: &dyn std::fmt::Display| error(format!("Could not read file metadata: {failed}"));
+        let storage = self.image.storage(file).map_err(|error| failed(&error))?;
+        let offset = entry.offset.unwrap_or_default();
+        let mut done = 0;
+        while done < entry.length {
+            let left = entry.length - done;
+            let span = storage.span_at(offset + done).map_err(|error| failed(&error))?;
+            let (hole, len) = match span {
+                Some(span) => (span.kind == SpanKind::Hole, span.len.clamp(1, left)),
+                None => (true, left),
+            };
+            each(Entry {
+                start: entry.start + done,
+                length: len,
+                offset: Some(offset + done),
+                zero: hole,
+                data: !(hole && self.is_raw),
+                ..entry.clone()
+            })?;
+            done += len;
+        }
+        Ok(())
+    }
+}
