@@ -3,17 +3,23 @@
 //! One file a subcommand. They read the command line in the order in which QEMU does, because scripts see which of several
 //! faults is told, say what is wrong in its words, and leave the work to the library. `docs/qemu-img.md` lists what differs.
 
+mod compare;
+mod create;
+mod create_options;
 mod getopt;
 mod header;
 mod help;
 mod info;
 mod keyval;
 mod map;
+mod measure;
 mod nodes;
 mod objects;
 mod open;
+mod options;
 mod preallocated;
 mod program;
+mod progress;
 mod qdict;
 mod size;
 mod snapshot;
@@ -33,6 +39,18 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command {
+        name: "compare",
+        run: compare::run,
+    },
+    Command {
+        name: "create",
+        run: create::run,
+    },
+    Command {
+        name: "measure",
+        run: measure::run,
+    },
     Command {
         name: "info",
         run: info::run,

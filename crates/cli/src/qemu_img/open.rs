@@ -4,10 +4,12 @@
 //! is only how QEMU would have said why not.
 
 use super::header;
+use super::measure::SnapshotName;
 use super::nodes::{self, Backing, Node};
 use super::program::{Failure, Program};
 use catena::{Break, Chain, End, Format, Layer, Policy, Source, Stack, Start, detect};
 use catena_engine::StorageBytes;
+use catena_format::qcow2::Snapshot;
 use catena_format::recognise;
 use catena_storage::{LocalFile, LockMode, OpenOptions, Permission, Permissions, Storage};
 use std::io::Write;
@@ -65,6 +67,34 @@ impl Opened {
         self.chain
             .open(catena::open::Sharing::Force)
             .map_err(|error| super::program::error(error.full()))
+    }
+
+    /// The disk as it was when a snapshot was taken. An error is the sentence alone.
+    pub fn snapshot(&self, snapshot: &SnapshotName) -> Result<Stack, String> {
+        let none = || "Can't find snapshot".to_owned();
+        let layer = self.chain.active().ok_or_else(none)?;
+        let (Some(header), Some(file)) = (&layer.header, &layer.file) else {
+            return Err(
+                "Block format 'raw' used by device '' does not support temporarily loading internal snapshots".to_owned(),
+            );
+        };
+        let bytes = StorageBytes::new(&file.storage).map_err(|error| error.to_string())?;
+        let all = Snapshot::read_all(header, &bytes).map_err(|error| error.to_string())?;
+        let found = match snapshot {
+            SnapshotName::Either(text) => {
+                let by_id = all.iter().find(|one| one.id == *text);
+                by_id.or_else(|| all.iter().find(|one| one.name == *text))
+            }
+            SnapshotName::Exact { id, name } => all.iter().find(|one| {
+                let same =
+                    |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|wanted| wanted == is);
+                same(id, &one.id) && same(name, &one.name)
+            }),
+        };
+        let found = found.ok_or_else(none)?;
+        self.chain
+            .open_snapshot(&found.id, catena::open::Sharing::Force)
+            .map_err(|error| error.full())
     }
 
     /// The driver of the active image.

@@ -40,7 +40,7 @@ impl Subclusters {
         let cluster_end = (at - bits.offset_in_cluster(at))
             .saturating_add(bits.size())
             .min(end);
-        let entry_at = table.saturating_add((at % coverage >> bits.get()) * self.layout.l2_entry_size());
+        let entry_at = table.saturating_add(((at % coverage) >> bits.get()) * self.layout.l2_entry_size());
         let cluster = self
             .layout
             .cluster(self.number(entry_at), self.number(entry_at + 8));

@@ -1,0 +1,143 @@
+//! `qemu-img compare`: whether two images show their guests the same.
+
+use super::getopt::Takes::{Argument, Nothing};
+use super::getopt::{Key, Options, long, word};
+use super::objects::Objects;
+use super::open::{self, Named, Purpose};
+use super::options::{Cache, cache_mode};
+use super::program::{self, Failure, Program, Result, usage};
+use super::progress::Progress;
+use catena::ops::Input;
+use catena::ops::compare::{Outcome, Request, compare};
+use catena::{Disk, Policy};
+use std::sync::Arc;
+
+pub const OPTIONS: Options = Options {
+    short: "hf:F:T:pqsU",
+    long: &[
+        long("help", 'h', Nothing),
+        long("quiet", 'q', Nothing),
+        word("object", Argument),
+        long("cache", 'T', Argument),
+        word("image-opts", Nothing),
+        long("a-format", 'f', Argument),
+        long("left-format", 'f', Argument),
+        long("b-format", 'F', Argument),
+        long("right-format", 'F', Argument),
+        long("force-share", 'U', Nothing),
+        long("strict", 's', Nothing),
+        long("progress", 'p', Nothing),
+    ],
+};
+
+/// The status for what is no answer.
+const TROUBLE: u8 = 2;
+
+/// Runs the subcommand.
+pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
+    run_inner(program, words).map_err(|failure| match failure {
+        Failure::Error(text, 1) => Failure::Error(text, TROUBLE),
+        other => other,
+    })
+}
+
+fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
+    let (mut format_a, mut format_b, mut cache) = (None, None, "writeback".to_owned());
+    let (mut progress, mut quiet, mut strict, mut shared, mut image_opts) =
+        (false, false, false, false, false);
+    let mut objects = Objects::default();
+    let others = program::options(OPTIONS, words, |key, value| {
+        match key {
+            Key::Letter('f') => format_a = Some(value),
+            Key::Letter('F') => format_b = Some(value),
+            Key::Letter('T') => cache = value,
+            Key::Letter('p') => progress = true,
+            Key::Letter('q') => quiet = true,
+            Key::Letter('s') => strict = true,
+            Key::Letter('U') => shared = true,
+            Key::Word("object") => objects.add(&value)?,
+            Key::Word("image-opts") => image_opts = true,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let Some(others) = others else {
+        return super::help::print(program);
+    };
+    let [a, b] = others.as_slice() else {
+        return Err(usage("Expecting two image file names"));
+    };
+    if image_opts && format_a.is_some() {
+        return Err(program::error("--image-opts and --format are mutually exclusive"));
+    }
+    let progress = Progress::new(progress && !quiet);
+    cache_mode(&cache, Cache::Source)?;
+    let purpose = Purpose {
+        shared,
+        ..Purpose::default()
+    };
+    let open = |word: &str, format: &Option<String>| {
+        open::open(
+            program,
+            Named {
+                word,
+                format: format.as_deref(),
+                options: image_opts,
+            },
+            purpose,
+        )
+    };
+    let (opened_a, opened_b) = (open(a, &format_a)?, open(b, &format_b)?);
+    let input = |opened: &open::Opened, name: &str| -> Result<Input> {
+        let disk: Arc<dyn Disk> = Arc::new(opened.disk()?);
+        Ok(Input::Open {
+            disk,
+            name: name.to_owned(),
+        })
+    };
+    let request = Request {
+        a: input(&opened_a, a)?,
+        b: input(&opened_b, b)?,
+        strict,
+    };
+    let outcome = compare(&request, &Policy::libvirt(), &progress).map_err(program::error)?;
+    let say = |text: &str| {
+        if !quiet {
+            program::print(&format!("{text}\n"));
+        }
+    };
+    let mismatch = |sizes: Option<(u64, u64)>| {
+        if sizes.is_some() {
+            say("Warning: Image size mismatch!");
+        }
+    };
+    let status = match outcome {
+        Outcome::Same { sizes } => {
+            if sizes.is_some() {
+                mismatch(sizes);
+            }
+            progress.finish_quietly();
+            say("Images are identical.");
+            0
+        }
+        Outcome::Size { .. } => {
+            say("Strict mode: Image size mismatch!");
+            1
+        }
+        Outcome::Content { at, sizes } => {
+            if let Some((a, b)) = sizes
+                && at.0 >= a.min(b)
+            {
+                mismatch(sizes);
+            }
+            say(&format!("Content mismatch at offset {}!", at.0));
+            1
+        }
+        Outcome::Status { at } => {
+            say(&format!("Strict mode: Offset {} block status mismatch!", at.0));
+            1
+        }
+    };
+    progress.end_line();
+    Ok(status)
+}
