@@ -197,6 +197,21 @@ fn look_at(name: &str, backing: &str, format: Option<&str>) -> Result<(&'static 
 }
 
 impl Vetted {
+    /// One whose options the caller has read, and whose backing image nobody looks at.
+    pub fn of(name: &str, format: &str, chosen: Chosen) -> Self {
+        Self {
+            name: name.to_owned(),
+            format: format.to_owned(),
+            chosen,
+            unchecked: true,
+        }
+    }
+
+    /// The format.
+    pub fn format(&self) -> &str {
+        &self.format
+    }
+
     /// The line that says what is made.
     pub fn announcement(&self) -> String {
         format!(

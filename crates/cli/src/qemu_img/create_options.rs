@@ -229,6 +229,22 @@ pub fn creatable(format: &str) -> Result<(), String> {
     }
 }
 
+/// The sentence for a format that nobody knows.
+pub fn known(format: &str) -> Result<(), String> {
+    match nodes::is_driver(format) {
+        true => Ok(()),
+        false => Err(format!("Unknown file format '{format}'")),
+    }
+}
+
+/// The sentence for a name whose protocol makes no files.
+pub fn check_protocol(name: &str) -> Result<(), String> {
+    match nodes::protocol_of(name) {
+        None | Some("file") => Ok(()),
+        Some(protocol) => Err(format!("Unknown protocol '{protocol}'")),
+    }
+}
+
 impl Chosen {
     /// None given yet.
     pub fn of(format: &str, use_: Use) -> Self {

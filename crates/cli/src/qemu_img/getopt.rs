@@ -32,6 +32,8 @@ pub enum Key {
     Letter(char),
     /// A long option without a letter.
     Word(&'static str),
+    /// A word that is no option, of a parser that hands these out in their turn.
+    Operand,
 }
 
 /// All options of a command.
@@ -72,6 +74,8 @@ pub struct Parser {
     others: Vec<String>,
     /// Whether the first word that is no option ends the options.
     strict: bool,
+    /// Whether words that are no options are handed out in their turn.
+    in_order: bool,
 }
 
 impl Parser {
@@ -83,6 +87,7 @@ impl Parser {
             letters: None,
             others: Vec::new(),
             strict: std::env::var_os("POSIXLY_CORRECT").is_some(),
+            in_order: false,
         }
     }
 
@@ -90,6 +95,26 @@ impl Parser {
     pub fn strict(mut self) -> Self {
         self.strict = true;
         self
+    }
+
+    /// Hands out words that are no options in their turn, as [`Key::Operand`]; only those behind `--` come at the end.
+    pub fn in_order(mut self) -> Self {
+        self.in_order = true;
+        self.strict = false;
+        self
+    }
+
+    /// The word that would be looked at next, unless letters of the last one are left.
+    pub fn peek(&self) -> Option<&str> {
+        match self.letters {
+            None => self.words.front().map(String::as_str),
+            Some(_) => None,
+        }
+    }
+
+    /// Takes the word that [`Parser::peek`] shows as an argument.
+    pub fn take(&mut self) -> Option<String> {
+        self.words.pop_front()
     }
 
     /// The next option with its argument, `None` behind the last. An error is what follows the program's name in its message.
@@ -104,6 +129,8 @@ impl Parser {
                 return self.long(long).map(Some);
             } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
                 return self.letter(letters).map(Some);
+            } else if self.in_order {
+                return Ok(Some((Key::Operand, word)));
             } else if self.strict {
                 self.others.push(word);
                 self.others.extend(self.words.drain(..));

@@ -3,9 +3,13 @@
 //! One file a subcommand. They read the command line in the order in which QEMU does, because scripts see which of several
 //! faults is told, say what is wrong in its words, and leave the work to the library. `docs/qemu-img.md` lists what differs.
 
+mod bench;
 mod compare;
+mod convert;
 mod create;
 mod create_options;
+mod dd;
+mod errno;
 mod getopt;
 mod header;
 mod help;
@@ -14,17 +18,22 @@ mod keyval;
 mod map;
 mod measure;
 mod nodes;
+mod number;
 mod objects;
 mod open;
 mod options;
+mod percent;
 mod preallocated;
 mod program;
 mod progress;
 mod qdict;
+mod rebase;
+mod resize;
 mod size;
 mod snapshot;
 mod snapshots;
 mod subclusters;
+mod target;
 
 use getopt::Takes::{Argument, Nothing};
 use getopt::{Key, Options, Parser, long};
@@ -39,6 +48,26 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command {
+        name: "bench",
+        run: bench::run,
+    },
+    Command {
+        name: "convert",
+        run: convert::run,
+    },
+    Command {
+        name: "dd",
+        run: dd::run,
+    },
+    Command {
+        name: "rebase",
+        run: rebase::run,
+    },
+    Command {
+        name: "resize",
+        run: resize::run,
+    },
     Command {
         name: "compare",
         run: compare::run,

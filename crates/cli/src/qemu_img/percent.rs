@@ -1,0 +1,97 @@
+//! `-p`: how far a subcommand is, in per cent on standard output.
+//!
+//! QEMU prints at every hundredth, counting the pieces that it moves; so the numbers are those of its pieces, not of ours. Without
+//! `-p` a `SIGUSR1` asks for one line on standard error.
+
+use catena::ops::Observer;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+
+/// What is printed, and when.
+pub struct Percent {
+    shown: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    now: f32,
+    printed: f32,
+    /// Pieces that are not passed yet, in their order: up to where, in bytes that are moved, and what is said then.
+    steps: std::collections::VecDeque<(u64, f32)>,
+}
+
+impl Percent {
+    /// Begins at nothing.
+    pub fn begin(shown: bool) -> Self {
+        let percent = Self {
+            shown,
+            state: Mutex::default(),
+        };
+        percent.set(0.0);
+        percent
+    }
+
+    /// So much is done.
+    pub fn set(&self, percent: f32) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.advance(&mut state, percent);
+    }
+
+    /// So much more is done.
+    pub fn add(&self, percent: f32) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = state.now + percent;
+        self.advance(&mut state, now);
+    }
+
+    /// Says how much is done when so many bytes are moved.
+    pub fn expect(&self, steps: impl IntoIterator<Item = (u64, f32)>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.steps = steps.into_iter().collect();
+    }
+
+    /// Everything that was expected has happened.
+    pub fn complete(&self) {
+        self.reached(u64::MAX);
+        self.set(100.0);
+    }
+
+    fn reached(&self, done: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((_, percent)) = state.steps.pop_front_if(|(at, _)| *at <= done) {
+            self.advance(&mut state, percent);
+        }
+    }
+
+    fn advance(&self, state: &mut State, percent: f32) {
+        state.now = percent.min(100.0);
+        let changed = (state.now - state.printed).abs() > 1.0;
+        if changed || state.now == 100.0 || state.now == 0.0 {
+            state.printed = state.now;
+            if self.shown {
+                print(format_args!("    ({:3.2}/100%)\r", state.now));
+            }
+        }
+    }
+}
+
+impl Observer for Percent {
+    fn progress(&self, done: u64, _total: u64) {
+        self.reached(done);
+    }
+}
+
+impl Drop for Percent {
+    fn drop(&mut self) {
+        if self.shown {
+            print(format_args!("\n"));
+        }
+    }
+}
+
+/// A reader that is gone has seen enough.
+fn print(text: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_fmt(text).and_then(|()| out.flush());
+}
