@@ -3,8 +3,8 @@
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
 use super::open::{self, Named, Purpose};
-use super::program::{self, Program, Result, error, usage};
 use super::options::{self, Cache};
+use super::program::{self, Program, Result, error, usage};
 use super::target::Target as OpenTarget;
 use super::{errno, help, number, size};
 use catena::ops::Silent;
@@ -107,7 +107,10 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         bench::bench(&request, Target::Read(&disk), &Silent)
     };
     let taken = taken.map_err(|failed| error(format!("Failed request: {}", errno::word(&failed))))?;
-    program::print(&format!("Run completed in {:3.3} seconds.\n", taken.as_secs_f64()));
+    program::print(&format!(
+        "Run completed in {:3.3} seconds.\n",
+        taken.as_secs_f64()
+    ));
     Ok(0)
 }
 
@@ -117,7 +120,9 @@ impl Said {
         match key {
             Key::Letter('c') => self.count = count("request count", 1, MOST)?,
             Key::Letter('d') => self.depth = count("queue depth", 1, MOST)?,
-            Key::Letter('o') => self.offset = size::argument("offset", &value, 0, size::MAX).map_err(error)?,
+            Key::Letter('o') => {
+                self.offset = size::argument("offset", &value, 0, size::MAX).map_err(error)?
+            }
             Key::Letter('s') => self.bytes = size::argument("buffer size", &value, 1, MOST).map_err(error)?,
             Key::Letter('S') => self.step = size::argument("step size", &value, 0, MOST).map_err(error)?,
             Key::Letter('f') => self.format = Some(value),

@@ -298,6 +298,9 @@ impl Vetted {
 
 /// Whether a file can be made there, before anything else is looked at.
 fn can_create(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("Could not create '': No such file or directory".to_owned());
+    }
     let path = std::path::Path::new(name);
     let failed = match path.metadata() {
         Ok(meta) if meta.is_dir() => return Err(format!("Could not create '{name}': Is a directory")),

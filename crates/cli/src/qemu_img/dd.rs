@@ -98,9 +98,6 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(error("Must specify both input and output files"));
     };
-    if image_opts && format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
     let named = Named {
         word: input,
         format: format.as_deref(),
@@ -172,13 +169,14 @@ fn copy(disk: Arc<dyn Disk>, range: Range<u64>, created: &Opened) -> Result<()> 
         compressed: false,
     };
     let copied = convert::plan(&request, &Policy::libvirt()).and_then(|plan| plan.execute(&Silent));
-    copied
-        .and_then(|()| target.finish())
-        .map_err(|failed| {
-            let doing = match failures.any() {
-                true => "reading from input",
-                false => "writing to output",
-            };
-            error(format!("error while {doing} image file: {}", errno::word(&failed)))
-        })
+    copied.and_then(|()| target.finish()).map_err(|failed| {
+        let doing = match failures.any() {
+            true => "reading from input",
+            false => "writing to output",
+        };
+        error(format!(
+            "error while {doing} image file: {}",
+            errno::word(&failed)
+        ))
+    })
 }

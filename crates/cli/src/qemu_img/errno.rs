@@ -8,9 +8,11 @@ use std::error::Error as _;
 pub fn word(error: &Error) -> String {
     let mut source = error.source();
     while let Some(inner) = source {
-        let io = inner
-            .downcast_ref::<std::io::Error>()
-            .or_else(|| inner.downcast_ref::<catena_storage::Error>().and_then(catena_storage::Error::io));
+        let io = inner.downcast_ref::<std::io::Error>().or_else(|| {
+            inner
+                .downcast_ref::<catena_storage::Error>()
+                .and_then(catena_storage::Error::io)
+        });
         if let Some(io) = io
             && io.raw_os_error().is_some()
         {

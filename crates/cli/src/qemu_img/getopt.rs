@@ -235,7 +235,9 @@ mod tests {
         ],
     };
 
-    fn parse(words: &[&str]) -> Result<(Vec<(Key, String)>, Vec<String>), String> {
+    type Parsed = (Vec<(Key, String)>, Vec<String>);
+
+    fn parse(words: &[&str]) -> Result<Parsed, String> {
         let mut parser = Parser::new(OPTIONS, words.iter().map(|word| (*word).to_owned()));
         let mut found = Vec::new();
         while let Some(option) = parser.next()? {

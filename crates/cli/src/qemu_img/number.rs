@@ -6,11 +6,15 @@ pub fn argument(name: &str, text: &str, min: u64, max: u64) -> Result<u64, Strin
     if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
         return Err(format!("Invalid {name} specified: '{text}'."));
     }
-    let value = u64::from_str_radix(digits, radix).ok().filter(|value| !negative || *value == 0);
-    value.filter(|value| (min..=max).contains(value)).ok_or_else(|| match max {
-        u64::MAX => format!("Invalid {name} specified. Must be at least {min}."),
-        _ => format!("Invalid {name} specified. Must be between {min} and {max}."),
-    })
+    let value = u64::from_str_radix(digits, radix)
+        .ok()
+        .filter(|value| !negative || *value == 0);
+    value
+        .filter(|value| (min..=max).contains(value))
+        .ok_or_else(|| match max {
+            u64::MAX => format!("Invalid {name} specified. Must be at least {min}."),
+            _ => format!("Invalid {name} specified. Must be between {min} and {max}."),
+        })
 }
 
 /// Whether it has a minus, its base, and its digits.
@@ -42,7 +46,10 @@ mod tests {
             );
         }
         for bad in ["", "5k", "5.", "1e1", "x", "08"] {
-            assert_eq!(read(bad).unwrap_err(), format!("Invalid count specified: '{bad}'."));
+            assert_eq!(
+                read(bad).unwrap_err(),
+                format!("Invalid count specified: '{bad}'.")
+            );
         }
     }
 }

@@ -108,6 +108,11 @@ impl Opened {
 
 /// Opens an image, or fails as qemu-img does.
 pub fn open(program: &Program, named: Named<'_>, purpose: Purpose) -> Result<Opened, Failure> {
+    if named.options && named.format.is_some() {
+        return Err(super::program::error(
+            "--image-opts and --format are mutually exclusive",
+        ));
+    }
     let node = if named.options {
         Node::from_options(named.word)
     } else {
@@ -191,7 +196,7 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
     };
     let below = match link {
         Below::Recorded => None,
-        Below::Node(node) => Some(node),
+        Below::Node(node) => Some(*node),
     };
     if let Some(below) = below {
         truncate(&mut chain);
@@ -257,7 +262,7 @@ fn under_backings(depth: usize, text: &str) -> String {
 
 enum Below {
     Recorded,
-    Node(Node),
+    Node(Box<Node>),
 }
 
 fn backing_link(chain: &Chain, node: &Node) -> Option<Below> {
@@ -269,15 +274,15 @@ fn backing_link(chain: &Chain, node: &Node) -> Option<Below> {
         .map(|backing| backing.name.clone());
     match (&node.backing, recorded) {
         (Backing::Nothing, _) | (Backing::Recorded | Backing::Format(_), None) => None,
-        (Backing::Node(node), _) => Some(Below::Node((**node).clone())),
+        (Backing::Node(node), _) => Some(Below::Node(node.clone())),
         (Backing::Recorded, Some(_)) => Some(Below::Recorded),
         (Backing::Format(format), Some(name)) => {
             let name = nodes::beside(&node.filename, &name);
-            Some(Below::Node(Node {
+            Some(Below::Node(Box::new(Node {
                 driver: Some(format.clone()),
                 filename: name,
                 ..Node::default()
-            }))
+            })))
         }
     }
 }

@@ -38,13 +38,6 @@ impl Percent {
         self.advance(&mut state, percent);
     }
 
-    /// So much more is done.
-    pub fn add(&self, percent: f32) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = state.now + percent;
-        self.advance(&mut state, now);
-    }
-
     /// Says how much is done when so many bytes are moved.
     pub fn expect(&self, steps: impl IntoIterator<Item = (u64, f32)>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,9 +5,9 @@ use super::getopt::{Key, Options, long, word};
 use super::nodes::{self, Node};
 use super::objects::Objects;
 use super::open::{self, Named, Opened, Purpose};
+use super::options::{self, Cache};
 use super::percent::Percent;
 use super::program::{self, Failure, Program, Result, error, usage};
-use super::options::{self, Cache};
 use super::{create, errno, help};
 use catena::ops::rebase::{self, Request};
 use catena::ops::relink::{self, NewBacking, Safety};
@@ -217,7 +217,10 @@ impl Said {
         while at < size {
             let extents = disk.extents(GuestOffset(at), GuestOffset(size));
             for extent in extents.map_err(|failed| {
-                error(format!("error while reading image metadata: {}", errno::word(&failed)))
+                error(format!(
+                    "error while reading image metadata: {}",
+                    errno::word(&failed)
+                ))
             })? {
                 let depth = usize::try_from(extent.layer).unwrap_or(usize::MAX);
                 let answered = extent.kind != ExtentKind::Unallocated;
@@ -250,9 +253,13 @@ impl Said {
             moving: Moving::default(),
             compressed: self.compressed,
         };
-        let plan = rebase::plan(&request, &Policy::libvirt()).map_err(|failed| self.not_changed(&reason(&failed)))?;
+        let plan = rebase::plan(&request, &Policy::libvirt())
+            .map_err(|failed| self.not_changed(&reason(&failed)))?;
         plan.execute(percent).map_err(|failed| {
-            error(format!("Error while writing to COW image: {}", errno::word(&failed)))
+            error(format!(
+                "Error while writing to COW image: {}",
+                errno::word(&failed)
+            ))
         })
     }
 

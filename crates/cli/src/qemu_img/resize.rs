@@ -126,7 +126,7 @@ impl Sizes {
     }
 
     fn qcow2(&self, opened: &Opened) -> Result<()> {
-        if self.wanted % SECTOR != 0 {
+        if !self.wanted.is_multiple_of(SECTOR) {
             return Err(error("The new size must be a multiple of 512"));
         }
         let header = opened.top()?.header.as_ref();
@@ -141,10 +141,12 @@ impl Sizes {
             None => return Err(error("Could not resize image: Operation not supported")),
             Some(_) => disk.grow(self.wanted).and_then(|()| self.preallocate(disk)),
         };
-        resized.and_then(|()| target.finish()).map_err(|failed| match failed.kind() {
-            ErrorKind::TooLarge => error("Failed to grow the L1 table: File too large"),
-            _ => error(format!("Could not resize image: {}", errno::word(&failed))),
-        })
+        resized
+            .and_then(|()| target.finish())
+            .map_err(|failed| match failed.kind() {
+                ErrorKind::TooLarge => error("Failed to grow the L1 table: File too large"),
+                _ => error(format!("Could not resize image: {}", errno::word(&failed))),
+            })
     }
 
     fn preallocate(&self, disk: &Qcow2Disk) -> Result<(), catena::Error> {
@@ -165,7 +167,9 @@ fn write_zeros(file: &LocalFile, from: u64, to: u64) -> Result<(), catena_storag
     let mut at = from;
     while at < to {
         let len = (to - at).min(PIECE);
-        let part = zeros.get(..usize::try_from(len).unwrap_or_default()).unwrap_or_default();
+        let part = zeros
+            .get(..usize::try_from(len).unwrap_or_default())
+            .unwrap_or_default();
         file.write_all_at(part, at)?;
         at += len;
     }

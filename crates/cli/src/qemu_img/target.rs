@@ -43,7 +43,10 @@ impl Target {
         let mut data_file: Option<Arc<dyn Storage>> = None;
         if let Some(Ok(open)) = layer.data_file.as_ref().map(|data_file| data_file.file.as_ref()) {
             let options = OpenOptions::new().write(true).lock(LockMode::Write);
-            let path = layer.data_file.as_ref().and_then(|data_file| data_file.source.as_ref()?.path());
+            let path = layer
+                .data_file
+                .as_ref()
+                .and_then(|data_file| data_file.source.as_ref()?.path());
             let open = LocalFile::open_handle(&open.storage, path.unwrap_or(Path::new("")), &options);
             data_file = Some(Arc::new(open.map_err(|failed| error(failed.to_string()))?));
         }

@@ -10,7 +10,10 @@ use catena_storage::LocalFile;
 /// The header of an image that can have bitmaps, and its file.
 fn home(opened: &Opened) -> Option<(&Header, &LocalFile)> {
     let layer = opened.chain.active()?;
-    let header = layer.header.as_ref().filter(|header| header.version > Version::V2)?;
+    let header = layer
+        .header
+        .as_ref()
+        .filter(|header| header.version > Version::V2)?;
     Some((header, &layer.file.as_ref()?.storage))
 }
 

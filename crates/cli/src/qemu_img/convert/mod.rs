@@ -5,13 +5,13 @@ mod said;
 mod steps;
 pub mod watched;
 
+use super::create::Vetted;
+use super::create_options::{self, Chosen, Use};
 use super::open::{self, Named, Opened, Purpose};
 use super::options::Cache;
 use super::percent::Percent;
 use super::program::{self, Failure, Program, Result, error};
 use super::rebase::check_cache;
-use super::create::Vetted;
-use super::create_options::{self, Chosen, Use};
 use super::target::Target as OpenTarget;
 use super::{errno, help, keyval};
 use catena::ops::convert::{self, Request, Shared, Target};
@@ -96,10 +96,11 @@ impl Conversion<'_> {
         if said.bitmaps {
             bitmaps::check(&sources, said.skip_broken_bitmaps)?;
         }
-        check_cache(said.cache.as_deref(), Cache::Target)?;
         if let Some(new) = &new {
             self.create(new)?;
         }
+        // The target is there by then, as in QEMU.
+        check_cache(said.cache.as_deref(), Cache::Target)?;
         if said.target_is_zero && backed {
             // Said, and yet no failure: so it is in QEMU.
             return Err(Failure::Error(
@@ -126,9 +127,9 @@ impl Conversion<'_> {
             true => bitmaps::copy(self.program, &sources, &target),
             false => Ok(()),
         };
-        target.finish().map_err(|failed| {
-            error(format!("error while writing at byte 0: {}", errno::word(&failed)))
-        })?;
+        target
+            .finish()
+            .map_err(|failed| error(format!("error while writing at byte 0: {}", errno::word(&failed))))?;
         copied?;
         self.percent.complete();
         Ok(0)
@@ -140,9 +141,6 @@ impl Conversion<'_> {
             ..Purpose::default()
         };
         let open = |word: &String| {
-            if self.said.image_opts && self.said.format.is_some() {
-                return Err(error("--image-opts and --format are mutually exclusive"));
-            }
             let named = Named {
                 word,
                 format: self.said.format.as_deref(),
@@ -158,12 +156,12 @@ impl Conversion<'_> {
         let no_snapshot = |text: String| error(format!("Failed to load snapshot: {text}"));
         match (sources, &self.said.snapshot) {
             ([one], Some(snapshot)) => Ok(Arc::new(one.snapshot(snapshot).map_err(no_snapshot)?)),
-            (_, Some(_)) => {
-                Err(error("No support for concatenating multiple snapshot"))
-            }
+            (_, Some(_)) => Err(error("No support for concatenating multiple snapshot")),
             ([one], None) => Ok(Arc::new(one.disk()?)),
             (several, None) => {
-                let disks = several.iter().map(|one| Ok(Arc::new(one.disk()?) as Arc<dyn Disk>));
+                let disks = several
+                    .iter()
+                    .map(|one| Ok(Arc::new(one.disk()?) as Arc<dyn Disk>));
                 Ok(Arc::new(Concatenated::new(disks.collect::<Result<Vec<_>>>()?)))
             }
         }
@@ -184,10 +182,11 @@ impl Conversion<'_> {
             ("backing_file", &self.said.backing, "Backing file"),
             ("backing_fmt", &self.said.backing_format, "Backing file format"),
         ] {
-            if let Some(value) = value {
-                let none = |_| error(format!("{what} not supported for file format '{format}'"));
-                chosen.set(key, value.clone()).map_err(none)?;
+            let Some(value) = value else { continue };
+            if !chosen.has(key) {
+                return Err(error(format!("{what} not supported for file format '{format}'")));
             }
+            chosen.set(key, value.clone()).map_err(error)?;
         }
         Ok(Vetted::of(self.target, format, chosen))
     }
@@ -205,8 +204,12 @@ impl Conversion<'_> {
 
     fn create(&self, new: &Vetted) -> Result<()> {
         let format = self.said.target_format().unwrap_or("raw");
-        new.make()
-            .map_err(|text| error(format!("{}: error while converting {format}: {text}", self.target)))
+        new.make().map_err(|text| {
+            error(format!(
+                "{}: error while converting {format}: {text}",
+                self.target
+            ))
+        })
     }
 
     fn open_target(&self) -> Result<Opened> {
@@ -222,13 +225,16 @@ impl Conversion<'_> {
             write: true,
             ..Purpose::default()
         };
-        if named.options && named.format.is_some() {
-            return Err(error("--image-opts and --format are mutually exclusive"));
-        }
         open::open(self.program, named, purpose)
     }
 
-    fn copy(&self, source: Arc<dyn Disk>, sources: &[Opened], target: &OpenTarget, backed: bool) -> Result<()> {
+    fn copy(
+        &self,
+        source: Arc<dyn Disk>,
+        sources: &[Opened],
+        target: &OpenTarget,
+        backed: bool,
+    ) -> Result<()> {
         let said = self.said;
         let sparse = said.sparse.unwrap_or(copy::SPARSE);
         // What the source's own backing image holds is left to the target's; a source that has none answers for all.
@@ -240,6 +246,7 @@ impl Conversion<'_> {
             .map(|disk| disk.header().cluster_bits.size());
         let cutting = steps::Cutting {
             cluster,
+            align: alignment(sources),
             everything: sparse == 0,
             shared,
         };
@@ -270,7 +277,11 @@ impl Conversion<'_> {
                 },
                 qcow2: target.qcow2.clone(),
             },
-            shared: if shared { Shared::SourceBacking } else { Shared::Compared },
+            shared: if shared {
+                Shared::SourceBacking
+            } else {
+                Shared::Compared
+            },
             moving: Moving {
                 sparse,
                 threads: usize::try_from(said.parallel).unwrap_or(copy::THREADS),
@@ -307,17 +318,28 @@ impl Observer for Watcher<'_> {
     }
 }
 
+/// The largest cluster of the sources.
+fn alignment(sources: &[Opened]) -> u64 {
+    let clusters = sources.iter().filter_map(|source| {
+        let header = source.chain.active()?.header.as_ref()?;
+        Some(header.cluster_bits.size())
+    });
+    clusters.max().unwrap_or(SECTOR)
+}
+
 /// Compressed clusters have the place they get, and are not encrypted.
 fn check_compression(new: &Vetted) -> Result<()> {
     if new.format() != "qcow2" {
         return Err(error("Compression not supported for this file format"));
     }
     let chosen = &new.chosen;
-    if chosen.switch("encryption") == Some(true) || chosen.get("encrypt.format").is_some() {
+    if chosen.switch("encryption") == Some(true) || chosen.given().any(|(key, _)| key == "encrypt.format") {
         return Err(error("Compression and encryption not supported at the same time"));
     }
     if chosen.get("preallocation").is_some_and(|mode| mode != "off") {
-        return Err(error("Compression and preallocation not supported at the same time"));
+        return Err(error(
+            "Compression and preallocation not supported at the same time",
+        ));
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ const PIECE: u64 = 2 << 20;
 pub struct Cutting {
     /// Bytes of a cluster, where clusters are compressed one by one.
     pub cluster: Option<u64>,
+    /// What pieces of the source end at, where they are longer: its clusters.
+    pub align: u64,
     /// Whether zeros are written as data.
     pub everything: bool,
     /// Whether what the active image does not answer for is left to the target's backing image.
@@ -58,6 +60,10 @@ fn walk(disk: &dyn Disk, cutting: Cutting, mut moved: impl FnMut(u64)) -> Result
         }
         let Some((mut what, end)) = run else { break };
         let mut len = end - at;
+        let tail = end % cutting.align.max(1);
+        if len > tail {
+            len -= tail;
+        }
         if what == What::Data || (cutting.everything && what == What::Zero) {
             len = len.min(piece);
         }
@@ -98,7 +104,9 @@ impl Runs<'_> {
         if self.at >= self.disk.size() {
             return Ok(None);
         }
-        let found = self.disk.extents(GuestOffset(self.at), GuestOffset(self.disk.size()))?;
+        let found = self
+            .disk
+            .extents(GuestOffset(self.at), GuestOffset(self.disk.size()))?;
         self.at = found.last().map_or(u64::MAX, |extent| extent.end().0);
         self.extents = found.into_iter();
         Ok(self.extents.next())

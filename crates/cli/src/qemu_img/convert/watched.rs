@@ -12,7 +12,10 @@ impl Failures {
     fn note<T>(&self, doing: &str, at: GuestOffset, outcome: Result<T>) -> Result<T> {
         if let Err(failed) = &outcome {
             let text = format!("error while {doing} at byte {}: {}", at.0, errno::word(failed));
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(text);
         }
         outcome
     }
@@ -80,7 +83,8 @@ impl Disk for Target {
 
 impl WritableDisk for Target {
     fn write_at(&self, buf: &[u8], offset: GuestOffset) -> Result<()> {
-        self.failures.note("writing", offset, self.disk.write_at(buf, offset))
+        self.failures
+            .note("writing", offset, self.disk.write_at(buf, offset))
     }
 
     fn write_zeroes(&self, offset: GuestOffset, len: u64, unmap: Unmap) -> Result<()> {
