@@ -144,7 +144,8 @@ fn three_digits(value: f64) -> String {
     let digits = match value {
         v if v >= 99.95 => 0,
         v if v >= 9.995 => 1,
-        _ => 2,
+        v if v >= 0.9995 => 2,
+        _ => 3,
     };
     trim(&format!("{value:.digits$}")).to_owned()
 }
