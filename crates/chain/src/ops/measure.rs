@@ -1,7 +1,7 @@
 //! Measure: how large a new image would become, by `qemu-img measure`'s rules.
 //!
 //! For qcow2 the file size is that of all metadata of a fully allocated image and of the clusters that would be written: more
-//! than is needed, never less.
+//! than is needed, never less. What lies in a hole of a file is zeros here; to QEMU it is not, behind the clusters of a qcow2 image.
 
 use super::create::Preallocation;
 use crate::extents::Extents;
