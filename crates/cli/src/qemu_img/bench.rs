@@ -22,12 +22,12 @@ const OPTIONS: Options = Options {
         long("offset", 'o', Argument),
         long("buffer-size", 's', Argument),
         long("step-size", 'S', Argument),
+        long("aio", 'i', Argument),
+        long("native", 'n', Nothing),
         long("write", 'w', Nothing),
         word("pattern", Argument),
         word("flush-interval", Argument),
         word("no-drain", Nothing),
-        long("aio", 'i', Argument),
-        long("native", 'n', Nothing),
         long("force-share", 'U', Nothing),
     ],
 };
@@ -97,6 +97,11 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     }
     let opened = open::open(program, named, purpose)?;
     said.announce();
+    let size = opened.top()?.virtual_size().unwrap_or_default();
+    if said.offset.checked_add(said.bytes).is_none_or(|end| end > size) {
+        // The first request goes where it was told; only those behind it go back to the start.
+        return Err(error("Failed request: Input/output error"));
+    }
     let request = said.request();
     let taken = if said.write {
         let target = OpenTarget::open(&opened)?;

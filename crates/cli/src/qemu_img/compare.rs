@@ -2,6 +2,7 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
+use super::map::{Entry, Map};
 use super::objects::Objects;
 use super::open::{self, Named, Purpose};
 use super::options::{Cache, cache_mode};
@@ -9,7 +10,7 @@ use super::program::{self, Failure, Program, Result, usage};
 use super::progress::Progress;
 use catena::ops::Input;
 use catena::ops::compare::{Outcome, Request, compare};
-use catena::{Disk, Policy};
+use catena::{Disk, GuestOffset, Policy};
 use std::sync::Arc;
 
 pub const OPTIONS: Options = Options {
@@ -98,9 +99,35 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
     let request = Request {
         a: input(&opened_a, a)?,
         b: input(&opened_b, b)?,
-        strict,
+        strict: false,
     };
-    let outcome = compare(&request, &Policy::libvirt(), &progress).map_err(program::error)?;
+    let sizes = |opened: &open::Opened| {
+        Ok(opened
+            .top()?
+            .virtual_size()
+            .unwrap_or_default()
+            .next_multiple_of(512))
+    };
+    let (size_a, size_b): (u64, u64) = (sizes(&opened_a)?, sizes(&opened_b)?);
+    let status = match strict && size_a == size_b {
+        true => first_status_mismatch(&Map::new(&opened_a)?, &Map::new(&opened_b)?)?,
+        false => None,
+    };
+    let outcome = if strict && size_a != size_b {
+        Outcome::Size {
+            sizes: (size_a, size_b),
+        }
+    } else {
+        let content = compare(&request, &Policy::libvirt(), &progress).map_err(program::error)?;
+        match (content, status) {
+            // What comes first is told.
+            (Outcome::Content { at, .. }, Some(status)) if at.0 < status => content,
+            (_, Some(status)) => Outcome::Status {
+                at: GuestOffset(status),
+            },
+            (content, None) => content,
+        }
+    };
     let say = |text: &str| {
         if !quiet {
             program::print(&format!("{text}\n"));
@@ -130,7 +157,8 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
             {
                 mismatch(sizes);
             }
-            say(&format!("Content mismatch at offset {}!", at.0));
+            // It is found by sectors.
+            say(&format!("Content mismatch at offset {}!", at.0 - at.0 % 512));
             1
         }
         Outcome::Status { at } => {
@@ -140,4 +168,34 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
     };
     progress.end_line();
     Ok(status)
+}
+
+/// The first address of which two maps say something else.
+fn first_status_mismatch(a: &Map, b: &Map) -> Result<Option<u64>> {
+    let entries = |map: &Map| -> Result<Vec<Entry>> {
+        let mut all: Vec<Entry> = Vec::new();
+        map.walk(0, map.size, |next| {
+            match all.last_mut() {
+                Some(last) if last.status() == next.status() => last.length += next.length,
+                _ => all.push(next),
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    };
+    let (a, b) = (entries(a)?, entries(b)?);
+    let (mut left, mut right) = (a.iter().peekable(), b.iter().peekable());
+    while let (Some(l), Some(r)) = (left.peek(), right.peek()) {
+        if l.status() != r.status() {
+            return Ok(Some(l.start.max(r.start)));
+        }
+        let (l_end, r_end) = (l.start + l.length, r.start + r.length);
+        if l_end <= r_end {
+            left.next();
+        }
+        if r_end <= l_end {
+            right.next();
+        }
+    }
+    Ok(None)
 }

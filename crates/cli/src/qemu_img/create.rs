@@ -185,6 +185,7 @@ fn look_at(name: &str, backing: &str, format: Option<&str>) -> Result<(&'static 
         node,
         Purpose {
             shared: true,
+            no_io: true,
             ..Purpose::default()
         },
     )?;
@@ -391,7 +392,7 @@ fn qcow2_options(
     check_cluster_size(cluster_size, extended_l2, old)?;
     if backing_file.is_some() && preallocation != Preallocation::Off && !extended_l2 {
         return Err(
-            "Backing file and preallocation can only be used at the same time if extended_l2 is enabled"
+            "Backing file and preallocation can only be used at the same time if extended_l2 is on"
                 .to_owned(),
         );
     }
@@ -456,6 +457,9 @@ pub fn check_cluster_size(cluster_size: u64, extended_l2: bool, old: bool) -> Re
     Ok(())
 }
 
+/// The sentence for a refcount width that an old version does not have.
+const DIFFERENT_WIDTH: &str = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)";
+
 /// A refcount width.
 pub fn check_refcount_bits(bits: u64, old: bool) -> Result<u32, String> {
     let width = u32::try_from(bits)
@@ -463,7 +467,7 @@ pub fn check_refcount_bits(bits: u64, old: bool) -> Result<u32, String> {
         .filter(|bits| bits.is_power_of_two() && *bits <= 64);
     let width = width.ok_or("Refcount width must be a power of two and may not exceed 64 bits")?;
     if width != 16 && old {
-        return Err("Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)".to_owned());
+        return Err(DIFFERENT_WIDTH.to_owned());
     }
     Ok(width)
 }

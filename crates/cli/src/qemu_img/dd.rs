@@ -25,8 +25,8 @@ const OPTIONS: Options = Options {
         long("help", 'h', Nothing),
         word("object", Argument),
         long("format", 'f', Argument),
-        word("image-opts", Nothing),
         long("output-format", 'O', Argument),
+        word("image-opts", Nothing),
         long("force-share", 'U', Nothing),
     ],
 };

@@ -121,6 +121,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What a strict comparison compares.
+    pub fn status(&self) -> (bool, bool, bool, bool, bool) {
+        (
+            self.zero,
+            self.data,
+            self.compressed,
+            self.present,
+            self.offset.is_some(),
+        )
+    }
+
     fn joins(&self, next: &Self) -> bool {
         let kind = |entry: &Self| {
             (

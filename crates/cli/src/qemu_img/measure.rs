@@ -123,8 +123,8 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         _ => Kind::Raw,
     };
     let bitmaps = match &opened {
-        Some(opened) => bitmaps(opened)?,
-        None => None,
+        Some(opened) if chosen.get("compat") != Some("0.10") => bitmaps(opened)?,
+        _ => None,
     };
     let request = Request {
         size: bytes.unwrap_or_default(),
@@ -209,7 +209,8 @@ fn qcow2(chosen: &Chosen) -> Result<Kind, String> {
         Some(other) => return Err(format!("Invalid compatibility level: '{other}'")),
     };
     check_cluster_size(cluster_size, extended_l2, old)?;
-    let bits = check_refcount_bits(chosen.number("refcount_bits").unwrap_or(16), old)?;
+    let bits = check_refcount_bits(chosen.number("refcount_bits").unwrap_or(16), old)
+        .map_err(|text| text.replace("use version=v3", "use compat=1.1"))?;
     let word = chosen.get("preallocation").unwrap_or("off");
     let preallocation = preallocation(word).ok_or_else(|| format!("invalid parameter value: {word}"))?;
     if chosen.get("encrypt.format").is_some() {

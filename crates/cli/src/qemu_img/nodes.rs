@@ -200,9 +200,6 @@ impl Node {
         if let Some(json) = name.strip_prefix("json:") {
             let mut tree = json_tree(json)?;
             if let Some(format) = format {
-                if tree.get("driver").is_some() {
-                    return Err("Driver specified twice".to_owned());
-                }
                 tree.set("driver", format);
             }
             return Self::from_tree(&tree);

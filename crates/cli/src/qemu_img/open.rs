@@ -25,6 +25,8 @@ pub struct Purpose {
     pub shared: bool,
     /// Only to tell about the image itself, not about what it stands on, nor to read its data.
     pub alone: bool,
+    /// Its data is not read, so that no key is needed.
+    pub no_io: bool,
     /// To be checked: damage does not matter.
     pub check: bool,
 }
@@ -186,7 +188,9 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
     }
     let Some(link) = backing_link(&chain, &node) else {
         truncate(&mut chain);
-        finish(&chain, &names)?;
+        if !purpose.no_io {
+            finish(&chain, &names)?;
+        }
         return Ok(Opened {
             node,
             chain,
@@ -235,7 +239,9 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
             .check_complete()
             .map_err(|error| under_backings(chain.layers.len(), &error.full()))?;
     }
-    finish(&chain, &names)?;
+    if !purpose.no_io {
+        finish(&chain, &names)?;
+    }
     Ok(Opened {
         node,
         chain,
