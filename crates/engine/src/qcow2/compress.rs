@@ -9,7 +9,6 @@ use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::{Cluster, Compression};
 use flate2::{Compress, FlushCompress, Status};
 use std::borrow::Cow;
-use std::sync::Arc;
 use zstd::zstd_safe;
 
 /// QEMU's inflate has a window of so many bits.
@@ -98,7 +97,7 @@ impl Qcow2Disk {
             Ok((entry, bitmap)) => {
                 self.set_words(&mut slice.write(), index, entry, bitmap);
                 self.let_go(&mut meta, old, Was::Data);
-                meta.dirty_slices.insert(key, Arc::clone(&slice));
+                self.slice_changed(&mut meta, key, &slice);
                 meta.len = meta.len.max(host.saturating_add(len).next_multiple_of(SECTOR));
                 Ok(())
             }

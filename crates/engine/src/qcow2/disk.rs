@@ -125,6 +125,7 @@ impl DiskOptions {
             unclaimed: Condvar::new(),
             flushing: Mutex::new(()),
             growing: Mutex::new(()),
+            changed: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
             data_len: AtomicU64::new(data_len),
             prepared: AtomicBool::new(false),
@@ -180,6 +181,8 @@ pub struct Qcow2Disk {
     pub(super) unclaimed: Condvar,
     pub(super) flushing: Mutex<()>,
     pub(super) growing: Mutex<()>,
+    /// Entries have changed since it was last asked how many wait to be written.
+    pub(super) changed: AtomicBool,
     /// Data was written since the last flush.
     pub(super) unsynced: AtomicBool,
     /// Up to where the data file may hold bytes.
@@ -281,6 +284,12 @@ impl Qcow2Disk {
     /// Held by every request that uses a host offset.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A slice has changed, and waits to be written.
+    pub(super) fn slice_changed(&self, meta: &mut Meta, key: Key, slice: &Arc<Slice>) {
+        meta.dirty_slices.insert(key, Arc::clone(slice));
+        self.changed.store(true, Ordering::Release);
     }
 
     /// Waits until every request that is under way has ended; later ones do not count.
@@ -448,6 +457,10 @@ impl Qcow2Disk {
     /// Writes back where too much has changed. Not to be called by who holds the gate.
     pub(super) fn write_back_if_much(&self) -> Result<()> {
         const MOST_LET_GO: usize = 1 << 16;
+        // Writes in place change no entries, and ask for no lock.
+        if !self.changed.load(Ordering::Acquire) || !self.changed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
         let much = {
             let meta = self.meta();
             let slices = meta.dirty_slices.len() as u64 * self.shape.bytes();

@@ -540,7 +540,7 @@ impl Qcow2Disk {
             }
         }
         drop(words);
-        meta.dirty_slices.insert(group.key, Arc::clone(&group.slice));
+        self.slice_changed(meta, group.key, &group.slice);
         if self.data_file.is_none() {
             // Up to the last subcluster that is in use, as the file is with QEMU.
             let start = group.cluster << bits.get();

@@ -10,7 +10,6 @@ use crate::disk::Unmap;
 use crate::error::Result;
 use catena_format::qcow2::Cluster;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What is done to whole clusters.
@@ -208,7 +207,7 @@ impl Qcow2Disk {
             }
         }
         drop(words);
-        meta.dirty_slices.insert(key, Arc::clone(&slice));
+        self.slice_changed(&mut meta, key, &slice);
         Ok(())
     }
 
@@ -320,7 +319,7 @@ impl Qcow2Disk {
         if self.words_at(&words, index) != (entry, bitmap) {
             self.set_words(&mut words, index, entry, bitmap);
             drop(words);
-            meta.dirty_slices.insert(key, Arc::clone(&slice));
+            self.slice_changed(&mut meta, key, &slice);
         }
         Ok(true)
     }

@@ -249,3 +249,28 @@ fn compressed_clusters_pack_as_with_qemu() {
     };
     assert_eq!(clusters("ours.qcow2"), clusters("theirs.qcow2"));
 }
+
+#[test]
+fn the_metadata_of_a_disk_that_grows_is_preallocated_as_with_qemu() {
+    for options in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "cluster_size=64k,extended_l2=on",
+    ] {
+        let folder = Folder::new();
+        folder.img(&format!("create -q -f qcow2 -o {options} theirs.qcow2 3M"));
+        folder.io("qcow2", "theirs.qcow2", &["write -q -P 1 100k 1M"]);
+        std::fs::copy(folder.file("theirs.qcow2"), folder.file("ours.qcow2")).unwrap();
+        let disk = open(&folder, "ours.qcow2");
+        disk.grow(20 << 20).unwrap();
+        disk.preallocate(3 << 20..20 << 20, Preallocation::Metadata)
+            .unwrap();
+        disk.close().unwrap();
+        folder.img("resize -q --preallocation=metadata theirs.qcow2 20M");
+        assert_eq!(
+            seen(&folder, "ours.qcow2"),
+            seen(&folder, "theirs.qcow2"),
+            "{options}"
+        );
+    }
+}
