@@ -75,8 +75,7 @@ fn believe(disk: &Qcow2Disk, action: &Action, model: &mut [u8]) {
 /// Runs a history until nothing fails any more, with the fault later each time.
 fn over_all_faults(shape: &Shape, trouble: Trouble, run: impl Fn(Arc<Shared>, &Faults, &str)) {
     let image = empty(shape);
-    for step in [1, 7] {
-        let lasting = if step == 1 { Lasting::Once } else { Lasting::On };
+    for (lasting, step) in [(Lasting::Once, 3), (Lasting::On, 11)] {
         let mut after = 0;
         loop {
             let store = Arc::new(Shared::from(image.clone()));
