@@ -165,6 +165,11 @@ impl Layer {
         self.source.path()
     }
 
+    /// Which object of this host its file is: device and inode.
+    pub(crate) fn object(&self) -> Option<(u64, u64)> {
+        self.file.as_ref().map(|file| file.identity.object())
+    }
+
     /// The name by which messages speak of it: its path, or whatever names it best.
     pub fn name(&self) -> String {
         self.source.to_string()

@@ -395,6 +395,32 @@ fn committed_layers_are_deleted_and_what_is_above_stands_on_the_base() {
 }
 
 #[test]
+fn what_a_stopped_commit_left_behind_is_deleted_by_the_next_one() {
+    let folder = Folder::new();
+    layered(&folder);
+    folder.img("convert -q -O raw three.qcow2 expected.raw");
+    let mut request = commit_request(&folder.file("three.qcow2"), After::Keep);
+    request.top = LayerChoice::Path(folder.file("two.qcow2"));
+    request.base = Some(LayerChoice::Path(folder.file("base.raw")));
+    let plan = |request: &commit::Request| commit::plan(request, &Policy::libvirt());
+    plan(&request).unwrap().execute(&Silent).unwrap();
+    // As far as a commit came that was stopped before it deleted.
+    folder.img("rebase -u -b base.raw -F raw three.qcow2");
+    request.after = After::Delete;
+    let rest = plan(&request).unwrap();
+    assert!(!rest.is_done());
+    rest.execute(&Silent).unwrap();
+    assert!(!folder.file("one.qcow2").exists() && !folder.file("two.qcow2").exists());
+    folder.img("compare -q expected.raw three.qcow2");
+    assert!(plan(&request).unwrap().is_done());
+
+    // An image that holds something else is not taken for one that has been committed.
+    folder.img("create -q -f qcow2 -b base.raw -F raw two.qcow2");
+    folder.io("qcow2", "two.qcow2", &["write -P 77 0 4k"]);
+    assert_eq!(plan(&request).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn an_image_in_use_is_not_committed() {
     let folder = Folder::new();
     layered(&folder);

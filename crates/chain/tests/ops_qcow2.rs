@@ -76,6 +76,8 @@ fn assert_shows(image: &Path, expected: &oracle::GuestBytes) {
     assert_eq!(differs, None, "{image}");
     if format == "qcow2" {
         qemu::img(["check", "-q", "-f", "qcow2", &image]).unwrap();
+        let info = qemu::img(["info", "-f", "qcow2", &image]).unwrap();
+        assert!(!info.contains("in-use"), "bitmaps of {image} are lost: {info}");
     }
 }
 
@@ -84,7 +86,6 @@ fn features() -> Features {
         encryption: false,
         dirty: false,
         huge: false,
-        bitmaps: false,
         ..Features::all()
     }
 }

@@ -8,10 +8,10 @@
 use super::children::OtherChildren;
 use super::choice::LayerChoice;
 use super::copy::{Copy, Moving, Zeros};
-use super::observer::Observer;
+use super::observer::{Observer, Silent};
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
 use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
-use super::view::View;
+use super::view::{View, first_difference_within};
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
@@ -64,14 +64,24 @@ pub struct Plan {
     relinked: Option<(usize, NewBacking)>,
     /// The layer asked for is gone already.
     done: bool,
+    /// Layers that were committed before and only have to be deleted still.
+    left: Vec<Layer>,
 }
 
 /// Decides.
 pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     let chain = detect(&request.start, policy);
+    let gone = match (&request.top, request.start.source.path()) {
+        (LayerChoice::Index(0), Some(path)) => LayerChoice::Path(path.to_owned()).is_gone(),
+        (top, _) => top.is_gone(),
+    };
+    if request.after == After::Delete && gone {
+        return Ok(Plan::nothing(chain, request, Vec::new()));
+    }
     chain.check_complete()?;
-    if request.after == After::Delete && request.top.is_gone() {
-        return Ok(Plan::nothing(chain, request));
+    if let Some(left) = left_over(request, &chain, policy)? {
+        request.children.check(&left.iter().collect::<Vec<_>>(), &left)?;
+        return Ok(Plan::nothing(chain, request, left));
     }
     let top = request.top.find(&chain)?;
     let base = match &request.base {
@@ -100,9 +110,10 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     }
     let relinked = match request.after {
         After::Keep => None,
-        After::Empty if base == top + 1 => None,
+        _ if base == top + 1 && (top == 0 || request.after == After::Empty) => None,
         After::Empty => Some(top),
-        After::Delete => top.checked_sub(1),
+        // An active image goes last: until then it stands on the base.
+        After::Delete => Some(top.saturating_sub(1)),
     };
     let relinked = match (relinked, chain.layers.get(base - 1)) {
         (Some(index), Some(owner)) => {
@@ -132,8 +143,46 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         grows_to,
         relinked,
         done: false,
+        left: Vec::new(),
         chain,
     })
+}
+
+/// The layers of a commit that was stopped when they were no part of the chain any more, but not all deleted yet.
+fn left_over(request: &Request, chain: &Chain, policy: &Policy) -> Result<Option<Vec<Layer>>> {
+    let (After::Delete, LayerChoice::Path(path)) = (request.after, &request.top) else {
+        return Ok(None);
+    };
+    if request.top.find(chain).is_ok() {
+        return Ok(None);
+    }
+    let below = detect(&Start::at(path, None), policy);
+    if below.check_complete().is_err() {
+        return Ok(None);
+    }
+    let base = request.base.clone().unwrap_or(LayerChoice::Index(1));
+    let (LayerChoice::Path(_), Ok(base)) = (&base, base.find(&below)) else {
+        return Ok(None);
+    };
+    let Some(written) = below.layers.get(base).and_then(Layer::object) else {
+        return Ok(None);
+    };
+    if base == 0 || !chain.layers.iter().any(|layer| layer.object() == Some(written)) {
+        return Ok(None);
+    }
+    // They may go only if the base shows all that they do.
+    let shown = View::open(&below.layers.iter().collect::<Vec<_>>(), Sharing::Locked)?;
+    let kept = View::open(
+        &below.layers.iter().skip(base).collect::<Vec<_>>(),
+        Sharing::Locked,
+    )?;
+    if shown.size() > kept.size() || first_difference_within(&shown, &kept, shown.size(), &Silent)?.is_some()
+    {
+        return Ok(None);
+    }
+    let mut layers = below.layers;
+    layers.truncate(base);
+    Ok(Some(layers))
 }
 
 /// What is to be written to a base that lies below so many layers: all that they answer for.
@@ -180,7 +229,7 @@ fn check_writable(base: &Layer) -> Result<()> {
 }
 
 impl Plan {
-    fn nothing(chain: Chain, request: &Request) -> Self {
+    fn nothing(chain: Chain, request: &Request, left: Vec<Layer>) -> Self {
         Self {
             chain,
             top: 0,
@@ -191,12 +240,13 @@ impl Plan {
             grows_to: None,
             relinked: None,
             done: true,
+            left,
         }
     }
 
     /// Whether there is nothing to do: what was to be committed and deleted is gone.
     pub fn is_done(&self) -> bool {
-        self.done
+        self.done && self.left.is_empty()
     }
 
     /// Bytes that are to be read.
@@ -218,10 +268,10 @@ impl Plan {
 
     /// Commits.
     pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
-        if self.done {
-            return Ok(());
-        }
         observer.check()?;
+        if self.done {
+            return delete(&self.left);
+        }
         let top = self.layer(self.top)?;
         let layers = self.chain.layers.get(self.top..self.base).unwrap_or_default();
         let below = self.chain.layers.get(self.base + 1..).unwrap_or_default();
@@ -239,8 +289,14 @@ impl Plan {
         if let Some(size) = self.grows_to {
             base.grow(size)?;
         }
+        // What we have locked for writing cannot be locked against writers.
+        let top_is_ours = emptied.is_some()
+            || self
+                .relinked
+                .as_ref()
+                .is_some_and(|(index, _)| *index == self.top);
         let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
-            let ours = number == 0 && emptied.is_some();
+            let ours = number == 0 && top_is_ours;
             (layer, if ours { Sharing::Force } else { Sharing::Locked })
         }))?;
         let copy = Copy {
@@ -268,18 +324,22 @@ impl Plan {
         match self.after {
             After::Keep => Ok(()),
             After::Empty => Ok(()),
-            After::Delete => layers.iter().try_for_each(delete),
+            After::Delete => delete(layers),
         }
     }
 }
 
-/// Deletes a layer's files.
-fn delete(layer: &Layer) -> Result<()> {
+/// Deletes the files of layers, the highest one last: as long as it is there, the same command finds what is to be done.
+fn delete(layers: &[Layer]) -> Result<()> {
+    layers.iter().rev().try_for_each(delete_files)
+}
+
+fn delete_files(layer: &Layer) -> Result<()> {
     let data_file = layer
         .data_file
         .as_ref()
         .and_then(|data| data.source.as_ref()?.path());
-    for path in [layer.path(), data_file].into_iter().flatten() {
+    for path in [data_file, layer.path()].into_iter().flatten() {
         match std::fs::remove_file(path) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -296,8 +356,16 @@ fn delete(layer: &Layer) -> Result<()> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.done {
+        if self.is_done() {
             return f.write_str("nothing to commit: the layer is gone already");
+        }
+        if self.done {
+            let names: Vec<_> = self
+                .left
+                .iter()
+                .map(|layer| format!("'{}'", layer.name()))
+                .collect();
+            return write!(f, "{}: committed before, and deleted now", names.join(", "));
         }
         let names: Vec<PathBuf> = self
             .chain
