@@ -2,6 +2,8 @@
 //!
 //! * [`Qcow2`] is an image that is read, a layer of a [`crate::Stack`].
 //! * [`Qcow2Disk`] is an active image that is written, over whatever lies below it.
+//! * [`check()`] and [`metadata`] are about a whole image that no guest uses: its faults and their repair, internal
+//!   snapshots, other sizes.
 
 pub mod bitmap;
 pub mod check;
@@ -12,13 +14,15 @@ mod grow;
 mod guest_write;
 mod image;
 mod lookup;
+pub mod metadata;
 mod places;
 mod refcounts;
 mod slices;
 mod zero;
 
-pub use check::{CheckOptions, Report, check};
+pub use check::{CheckOptions, Finding, FindingKind, Report, check};
 pub use disk::{DiskOptions, Qcow2Disk};
 pub use grow::Preallocation;
 pub use image::Qcow2;
+pub use metadata::{Repair, Repaired, repair, shrink};
 pub use places::OverlapChecks;

@@ -93,6 +93,70 @@ impl Counts {
         }
     }
 
+    /// Takes back a reference to each cluster of a range.
+    pub fn remove(&self, first: u64, count: u64) {
+        for (index, start, n) in self.pieces(first, count) {
+            let Some(mut chunk) = self.chunk(index) else {
+                continue;
+            };
+            for at in start..start + n {
+                let value = chunk.get(at);
+                chunk.set(at, value.saturating_sub(1));
+            }
+        }
+    }
+
+    /// The first run of clusters from `from` on whose counts are zero: where it starts, and its length up to `most`. It
+    /// may reach to the end but not past it.
+    pub fn zeros(&self, from: u64, most: u64) -> Option<(u64, u64)> {
+        let (mut start, mut at, end) = (None, from.max(self.first), self.end());
+        while at < end {
+            let (index, within) = ((at - self.first) / CHUNK, (at - self.first) % CHUNK);
+            let chunk = self.chunk(index)?;
+            let limit = CHUNK.min(end - (self.first + index * CHUNK));
+            if start.is_none() {
+                let found = chunk.zero_from(within, limit);
+                at = self.first + index * CHUNK + found.unwrap_or(limit);
+                start = found.map(|_| at);
+            }
+            if let Some(start) = start {
+                let stop = chunk.nonzero_from(at - self.first - index * CHUNK, limit);
+                at = self.first + index * CHUNK + stop;
+                if stop < limit || at - start >= most {
+                    break;
+                }
+            }
+        }
+        start.map(|start| (start, (at - start).min(most)))
+    }
+
+    /// Sets the count of each cluster to one that has any in a chunk that begins at `start`.
+    pub fn mark(&self, start: u64, chunk: &Chunk) {
+        let mut at = 0;
+        while at < CHUNK {
+            at = chunk.nonzero_from(at, CHUNK);
+            let end = chunk.zero_from(at, CHUNK).unwrap_or(CHUNK);
+            self.add(start + at, end - at, |_| ());
+            at = end;
+        }
+    }
+
+    /// Appends the counts of clusters from `first` on that lie in one chunk.
+    pub fn values(&self, first: u64, count: u64, values: &mut Vec<u64>) {
+        let start = first.saturating_sub(self.first);
+        match self.chunk(start / CHUNK).filter(|_| first < self.end()) {
+            Some(chunk) => chunk.values(start % CHUNK, count, values),
+            None => values.resize(values.len() + usize::try_from(count).unwrap_or_default(), 0),
+        }
+    }
+
+    /// Whether any of the clusters from `first` on, which lie in one chunk, has a count.
+    pub fn any(&self, first: u64, count: u64) -> bool {
+        let start = first.saturating_sub(self.first);
+        let chunk = self.chunk(start / CHUNK).filter(|_| first < self.end());
+        chunk.is_some_and(|chunk| chunk.any(start % CHUNK, count))
+    }
+
     /// Sets the counts of consecutive clusters, as far as they are counted here.
     pub fn set_all(&self, first: u64, values: &[u64]) {
         let skip = self.first.saturating_sub(first);
@@ -308,6 +372,61 @@ impl Chunk {
             .filter(|(_, own, theirs)| own != theirs)
     }
 
+    /// Position of the first zero in `from..end`.
+    fn zero_from(&self, from: u64, end: u64) -> Option<u64> {
+        let mut at = from;
+        while at < end {
+            let word = self.word(at);
+            if self.order == 0 && word == u64::MAX {
+                at = (at / WORD + 1) * WORD;
+            } else if self.get(at) == 0 {
+                return Some(at);
+            } else {
+                at += 1;
+            }
+        }
+        None
+    }
+
+    /// Position of the first count in `from..end` that is not zero, or `end`.
+    fn nonzero_from(&self, from: u64, end: u64) -> u64 {
+        let per_word = self.per_word();
+        let mut at = from;
+        while at < end {
+            if self.word(at) == 0 {
+                at = (at / per_word + 1) * per_word;
+            } else if self.get(at) == 0 {
+                at += 1;
+            } else {
+                return at;
+            }
+        }
+        end
+    }
+
+    /// The word that a position is in.
+    fn word(&self, at: u64) -> u64 {
+        let index = usize::try_from(at / self.per_word()).ok();
+        index
+            .and_then(|index| self.words.get(index))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Appends the counts of so many clusters from `start` on.
+    fn values(&self, start: u64, count: u64, values: &mut Vec<u64>) {
+        if self.words.is_empty() {
+            values.resize(values.len() + usize::try_from(count).unwrap_or_default(), 0);
+            return;
+        }
+        values.extend((start..start + count).map(|at| self.get(at)));
+    }
+
+    /// Whether any count of a range is not zero.
+    fn any(&self, start: u64, count: u64) -> bool {
+        self.nonzero_from(start, start + count) < start + count
+    }
+
     /// Position of the last count before `end` that is not zero.
     pub fn last_before(&self, end: u64) -> Option<u64> {
         let per_word = self.per_word();
@@ -342,6 +461,20 @@ mod tests {
         assert!(!counts.all_one(152, 2));
         assert_eq!(counts.snapshot(10).unwrap().last_before(CHUNK), Some(CHUNK - 1));
         assert_eq!(counts.snapshot(10).unwrap().last_before(90), None);
+    }
+
+    #[test]
+    fn runs_of_zeros_are_found_across_words_and_chunks() {
+        let counts = Counts::new(0, 3 * CHUNK, u64::MAX, usize::MAX);
+        counts.add(0, 100, |_| ());
+        counts.add(110, CHUNK, |_| ());
+        assert_eq!(counts.zeros(0, 1000), Some((100, 10)));
+        assert_eq!(counts.zeros(0, 4), Some((100, 4)));
+        assert_eq!(counts.zeros(110, u64::MAX), Some((CHUNK + 110, 2 * CHUNK - 110)));
+        counts.remove(110, 1);
+        assert_eq!(counts.zeros(105, 1000), Some((105, 6)));
+        counts.add(0, 3 * CHUNK, |_| ());
+        assert_eq!(counts.zeros(0, 1), None);
     }
 
     #[test]

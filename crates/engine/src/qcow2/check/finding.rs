@@ -200,6 +200,15 @@ pub enum FindingKind {
     },
     /// All refcounts are written anew.
     Rebuilding,
+    /// A cluster that held refcounts before they were written anew.
+    RefcountsRetired {
+        /// Number of the cluster.
+        cluster: u64,
+        /// How often it was referred to.
+        refcount: u64,
+        /// How often it still is.
+        references: u64,
+    },
     /// Refcounts are so wrong that mending leaks does not help.
     NeedsRebuild,
     /// Two structures lie in the same cluster though its refcount allows for both. QEMU does not look for it.
@@ -257,7 +266,10 @@ impl Finding {
             Kind::RefcountUnreadable { .. } | Kind::TableUnreadable { .. } | Kind::SnapshotTable { .. } => {
                 Severity::Error
             }
-            Kind::RefcountBlockUnusable { .. } | Kind::Rebuilding | Kind::NeedsRebuild => Severity::Note,
+            Kind::RefcountBlockUnusable { .. }
+            | Kind::Rebuilding
+            | Kind::RefcountsRetired { .. }
+            | Kind::NeedsRebuild => Severity::Note,
             _ => Severity::Corruption,
         }
     }
@@ -425,6 +437,14 @@ impl Finding {
                 "{verb} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}"
             ),
             Kind::Rebuilding => out.write_str("Rebuilding refcount structure"),
+            Kind::RefcountsRetired {
+                cluster,
+                refcount,
+                references,
+            } => write!(
+                out,
+                "Repairing cluster {cluster} refcount={refcount} reference={references}"
+            ),
             Kind::NeedsRebuild => out.write_str("ERROR need to rebuild refcount structures"),
             Kind::Bitmaps { why } => out.write_str(why),
             Kind::Overlap { offset, what } => {

@@ -181,6 +181,17 @@ impl State {
         self.used_clusters = self.used_clusters.max(pass.used_clusters);
     }
 
+    /// The report of it, with these findings instead of its own but for what QEMU does not look for.
+    pub fn into_report_of(self, findings: Found) -> Report {
+        let state = Self {
+            walked: findings,
+            compared: Found::default(),
+            copied: Found::default(),
+            ..self
+        };
+        state.into_report(Found::default())
+    }
+
     /// The report of it, with findings that were made before it.
     pub fn into_report(self, before: Found) -> Report {
         let mut report = Report {

@@ -203,7 +203,6 @@ fn decode(block: &[u8], order: u32, values: &mut Vec<u64>) {
 }
 
 /// The block that holds these refcounts.
-#[cfg(test)]
 pub(in crate::qcow2) fn encode(values: &[u64], order: u32) -> Vec<u8> {
     match order {
         0..=2 => {

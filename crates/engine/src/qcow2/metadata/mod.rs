@@ -1,0 +1,15 @@
+//! Changes of a whole qcow2 image that no guest uses: snapshots, shrinking, other refcount widths, repair.
+//!
+//! They all change refcounts and tables all over the disk, which no order of writes in place makes safe. So they are
+//! made beside ([`beside`]), and one sector makes them the image. The caller holds the image alone.
+
+pub(in crate::qcow2) mod beside;
+mod in_place;
+mod repair;
+mod resize;
+pub mod snapshot;
+mod space;
+mod tables;
+
+pub use repair::{Repair, Repaired, repair};
+pub use resize::shrink;

@@ -1,0 +1,287 @@
+//! Repair: what has one right answer is given it.
+//!
+//! The order is QEMU's, and so is what is told: everything is checked before anything is changed. Entries that have one
+//! right value are written in place; then refcounts are lowered and raised in place, or all written anew beside where the
+//! structures that hold them are damaged; then `COPIED` flags follow. Each write on the way leaves an image that is no worse
+//! than it was. An image that is found free of contradictions in the end is marked so.
+
+use super::beside::{Beside, write_header};
+use super::in_place::Ground;
+use crate::bytes::StorageBytes;
+use crate::error::Result;
+use crate::qcow2::check::counts::Counts;
+use crate::qcow2::check::refcounts;
+use crate::qcow2::check::roots::Roots;
+use crate::qcow2::check::{
+    self, CheckOptions, Finding, FindingKind, Found, Outcome, Report, Room, Severity, State, Totals,
+};
+use catena_format::qcow2::{Header, Incompatible};
+use catena_storage::Storage;
+use std::collections::BTreeMap;
+
+/// What the extra data of a version 3 snapshot has at least: sizes of VM state and disk.
+const SNAPSHOT_EXTRA_BYTES: usize = 16;
+
+/// What is to be mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Leaked clusters, and nothing else.
+    Leaks,
+    /// Everything that has one right answer.
+    All,
+}
+
+/// What a repair did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repaired {
+    /// The findings in QEMU's order, mended or not; its totals count what was mended and what is still there.
+    pub report: Report,
+    /// Whether nothing could be done, where QEMU says `Check failed`: the snapshot table cannot be read, or leaks alone
+    /// were to be mended where refcounts have to be written anew.
+    pub failed: bool,
+}
+
+/// Repairs an image that the caller holds alone.
+///
+/// # Errors
+/// As for [`check`](crate::qcow2::check()), and where the store fails.
+pub fn repair(storage: &dyn Storage, what: Repair, options: &CheckOptions) -> Result<Repaired> {
+    let everything = what == Repair::All;
+    let room = Room::new(options.findings);
+    let mut told = Found::default();
+    let roots = Roots::read(storage, &room, &mut told)?;
+    let mut mending = Mending {
+        storage,
+        options,
+        room,
+        state: check::examine(storage, &roots, options)?,
+        roots,
+        told,
+        fixed: Totals::default(),
+    };
+    if mending.told.totals.check_errors > 0 {
+        return Ok(mending.failed());
+    }
+    mending.entries(everything)?;
+    if mending.state.needs_rebuild && !everything {
+        mending.told.push(&mending.room, FindingKind::NeedsRebuild);
+        return Ok(mending.failed());
+    }
+    mending.refcounts(everything)?;
+    mending.flags(everything)?;
+    mending.snapshots(everything)?;
+    mending.finish()
+}
+
+struct Mending<'a> {
+    storage: &'a dyn Storage,
+    options: &'a CheckOptions,
+    room: Room,
+    roots: Roots,
+    /// What the image was last found to be.
+    state: State,
+    /// What is told, in its order.
+    told: Found,
+    /// What was mended.
+    fixed: Totals,
+}
+
+impl Mending<'_> {
+    fn examine(&mut self) -> Result<()> {
+        self.storage.flush()?;
+        self.state = check::examine(self.storage, &self.roots, self.options)?;
+        Ok(())
+    }
+
+    /// Entries whose one right value is known; and all that the walk and the comparison found is told.
+    fn entries(&mut self, everything: bool) -> Result<()> {
+        let mut walked = self.state.walked.clone();
+        if everything && walked.totals.corruptions > 0 {
+            let fixed = Ground::of(self.storage, &self.roots, self.options)?.zero_misplaced()?;
+            if fixed > 0 {
+                for finding in &mut walked.kept {
+                    if matches!(finding.kind, FindingKind::PreallocatedUnaligned { .. }) {
+                        finding.outcome = Outcome::Repaired;
+                    }
+                }
+                self.fixed.corruptions_fixed += fixed;
+                self.examine()?;
+            }
+        }
+        self.told.append(walked);
+        self.told.append(self.state.compared.clone());
+        Ok(())
+    }
+
+    fn refcounts(&mut self, everything: bool) -> Result<()> {
+        let count = |state: &State| {
+            (
+                state.walked.totals.corruptions + state.compared.totals.corruptions,
+                state.compared.totals.leaks,
+            )
+        };
+        let (corruptions, leaks) = count(&self.state);
+        if self.state.needs_rebuild {
+            self.told.push(&self.room, FindingKind::Rebuilding);
+            let beside = Beside::of(self.storage, self.roots.clone(), self.options, false)?;
+            let (counts, _) = beside.count_leniently(&self.roots)?;
+            self.tell_retired(&counts)?;
+            beside.commit(self.roots.clone(), &counts)?;
+            self.roots.header = Header::read(&StorageBytes::new(self.storage)?)?;
+        } else if self.state.compared.totals != Totals::default() {
+            // QEMU tells all of them again: what it mends, and what it does not.
+            for mut finding in self.state.compared.kept.clone() {
+                let mends = match finding.severity() {
+                    Severity::Leak => true,
+                    Severity::Corruption => everything,
+                    Severity::Error | Severity::Note => false,
+                };
+                if mends {
+                    finding.outcome = Outcome::Repaired;
+                }
+                self.told.note(&self.room, finding);
+            }
+            Ground::of(self.storage, &self.roots, self.options)?.mend_refcounts(everything)?;
+        } else {
+            return Ok(());
+        }
+        self.examine()?;
+        let (corruptions_left, leaks_left) = count(&self.state);
+        self.fixed.corruptions_fixed += corruptions.saturating_sub(corruptions_left);
+        self.fixed.leaks_fixed += leaks.saturating_sub(leaks_left);
+        Ok(())
+    }
+
+    /// QEMU finds that the old refcount structures have become leaks, and says so.
+    fn tell_retired(&mut self, counts: &Counts) -> Result<()> {
+        let header = &self.roots.header;
+        let bits = header.cluster_bits;
+        let first = header.refcount_table_offset >> bits.get();
+        let table = (first..first + u64::from(header.refcount_table_clusters)).map(|cluster| (cluster, 1));
+        let mut retired: BTreeMap<u64, u64> = table.collect();
+        let file_end = bits.clusters(self.storage.len()?);
+        for entry in refcounts::read_table(self.storage, header)? {
+            let cluster = entry >> bits.get();
+            if entry != 0 && bits.offset_in_cluster(entry) == 0 && cluster < file_end {
+                *retired.entry(cluster).or_default() += 1;
+            }
+        }
+        for (cluster, retired) in retired {
+            let references = counts.get(cluster);
+            let kind = FindingKind::RefcountsRetired {
+                cluster,
+                refcount: references + retired,
+                references,
+            };
+            self.told.note(&self.room, Finding::repaired(kind));
+        }
+        Ok(())
+    }
+
+    fn flags(&mut self, everything: bool) -> Result<()> {
+        let mut copied = self.state.copied.clone();
+        let wrong = copied.totals.corruptions;
+        if everything && wrong > 0 {
+            Ground::of(self.storage, &self.roots, self.options)?.mend_flags()?;
+            self.examine()?;
+            self.fixed.corruptions_fixed += wrong.saturating_sub(self.state.copied.totals.corruptions);
+            if self.state.copied.totals.corruptions == 0 {
+                for finding in &mut copied.kept {
+                    finding.outcome = Outcome::Repaired;
+                }
+            }
+        }
+        self.told.append(copied);
+        Ok(())
+    }
+
+    /// Gives snapshots the fields that they lack.
+    fn snapshots(&mut self, everything: bool) -> Result<()> {
+        let lacks = |finding: &&mut Finding| matches!(finding.kind, FindingKind::SnapshotIncomplete { .. });
+        let lacking = self.told.kept.iter_mut().filter(lacks).count() as u64;
+        if !everything || lacking == 0 || self.left().corruptions > lacking {
+            return Ok(());
+        }
+        let mut beside = Beside::of(self.storage, self.roots.clone(), self.options, true)?;
+        let mut snapshots = self.roots.snapshots.clone();
+        for record in &mut snapshots {
+            let said = record.snapshot(&self.roots.header);
+            for field in [said.vm_state_size, said.virtual_size]
+                .iter()
+                .skip(record.extra.len() / 8)
+            {
+                record.extra.truncate(record.extra.len() / 8 * 8);
+                record.extra.extend(field.to_be_bytes());
+            }
+            record
+                .extra
+                .resize(record.extra.len().max(SNAPSHOT_EXTRA_BYTES), 0);
+        }
+        let mut roots = self.roots.clone();
+        beside.put_snapshots(&mut roots, snapshots)?;
+        let counts = beside.count(&roots)?;
+        beside.commit(roots, &counts)?;
+        self.fixed.corruptions_fixed += lacking;
+        for finding in self.told.kept.iter_mut().filter(lacks) {
+            finding.outcome = Outcome::Repaired;
+        }
+        self.roots = Roots::read(self.storage, &Room::new(0), &mut Found::default())?;
+        self.examine()
+    }
+
+    /// What is still wrong, and what no longer is.
+    fn left(&self) -> Totals {
+        let incomplete = self.told.kept.iter().filter(|finding| {
+            finding.outcome == Outcome::Found
+                && matches!(finding.kind, FindingKind::SnapshotIncomplete { .. })
+        });
+        let bitmaps = self
+            .told
+            .kept
+            .iter()
+            .filter(|finding| matches!(finding.kind, FindingKind::Bitmaps { .. }));
+        let state = &self.state;
+        let now = [&state.walked, &state.compared, &state.copied].map(|found| found.totals);
+        let roots = incomplete.count() + self.bitmaps_unreadable(bitmaps.count());
+        Totals {
+            corruptions: now.iter().map(|totals| totals.corruptions).sum::<u64>() + roots as u64,
+            leaks: now.iter().map(|totals| totals.leaks).sum(),
+            check_errors: now.iter().map(|totals| totals.check_errors).sum(),
+            beyond_qemu: state.beyond.totals.beyond_qemu,
+            ..self.fixed
+        }
+    }
+
+    /// How many findings about bitmaps come from reading the directory, before the walk.
+    fn bitmaps_unreadable(&self, told: usize) -> usize {
+        usize::from(told > 0 && self.roots.bitmaps.is_empty() && self.roots.bitmaps_believed())
+    }
+
+    fn finish(self) -> Result<Repaired> {
+        let left = self.left();
+        if left.corruptions == 0 && left.check_errors == 0 {
+            let old = Header::read(&StorageBytes::new(self.storage)?)?;
+            let marks = Incompatible::DIRTY | Incompatible::CORRUPT;
+            if old.incompatible.intersects(marks) {
+                let mut new = old.clone();
+                new.incompatible -= marks;
+                self.storage.flush()?;
+                write_header(self.storage, &old, &new)?;
+            }
+        }
+        self.storage.flush()?;
+        let mut report = self.state.into_report_of(self.told);
+        report.totals = left;
+        Ok(Repaired {
+            report,
+            failed: false,
+        })
+    }
+
+    fn failed(self) -> Repaired {
+        let totals = self.told.totals;
+        let mut report = self.state.into_report_of(self.told);
+        report.totals = totals;
+        Repaired { report, failed: true }
+    }
+}

@@ -1,0 +1,174 @@
+//! Internal snapshots: taken, applied, deleted.
+//!
+//! Each is one change made beside, so that a cut leaves the image as it was or as it is to be. Results are as QEMU's.
+
+use super::beside::Beside;
+use super::tables;
+use crate::error::{Error, ErrorKind, Result};
+use crate::qcow2::check::CheckOptions;
+use crate::qcow2::check::roots::Roots;
+use crate::qcow2::check::table::Shape;
+use crate::qcow2::check::walk::OFFSET_MASK;
+use catena_format::limits;
+use catena_format::qcow2::{Header, SnapshotRecord, Version};
+use catena_storage::Storage;
+
+/// A snapshot to be taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// Its name. Another snapshot may have the same.
+    pub name: Vec<u8>,
+    /// Seconds since the epoch.
+    pub date_sec: u32,
+    /// Nanoseconds of the time.
+    pub date_nsec: u32,
+    /// Nanoseconds the guest has been running.
+    pub vm_clock_nsec: u64,
+    /// Instructions the guest has executed; `u64::MAX` where nobody counted.
+    pub icount: u64,
+}
+
+/// Takes a snapshot of the active disk, without the state of a guest. Tells the id that it got: one more than the largest
+/// there was.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] with a data file; [`ErrorKind::TooLarge`] where there are too many snapshots or refcounts
+/// are too narrow for another; [`ErrorKind::Corrupt`] where the image is to be repaired first.
+pub fn create(storage: &dyn Storage, new: &NewSnapshot, options: &CheckOptions) -> Result<String> {
+    let mut beside = Beside::begin(storage, options)?;
+    let mut roots = beside.old.clone();
+    refuse_data_file(&roots.header)?;
+    if roots.header.snapshot_count >= limits::QCOW2_SNAPSHOTS {
+        return Err(Error::new(ErrorKind::TooLarge, "there are too many snapshots"));
+    }
+    let shape = Shape::of(&roots.header);
+    let mut l1 = tables::read_l1(storage, roots.header.l1_offset, roots.header.l1_entries)?;
+    tables::rewrite(&mut beside, &mut l1, |_, table| {
+        Ok(tables::clear_copied(shape, table))
+    })?;
+    for entry in &mut l1 {
+        *entry &= OFFSET_MASK;
+    }
+    let id = next_id(&roots.snapshots).to_string();
+    let record = SnapshotRecord {
+        id: id.clone().into_bytes(),
+        name: new.name.clone(),
+        l1_offset: beside.put_l1(&l1)?,
+        l1_entries: roots.header.l1_entries,
+        date_sec: new.date_sec,
+        date_nsec: new.date_nsec,
+        vm_clock_nsec: new.vm_clock_nsec,
+        vm_state_size: 0,
+        extra: [0, roots.header.virtual_size, new.icount]
+            .iter()
+            .flat_map(|field| field.to_be_bytes())
+            .collect(),
+    };
+    roots.header.l1_offset = beside.put_l1(&l1)?;
+    let mut snapshots = roots.snapshots.clone();
+    snapshots.push(record);
+    beside.put_snapshots(&mut roots, snapshots)?;
+    let counts = beside.count(&roots)?;
+    beside.commit(roots, &counts)?;
+    Ok(id)
+}
+
+/// Makes the active disk what it was when a snapshot was taken; the snapshot stays. Its number is that of its entry in
+/// the snapshot table, from 0.
+///
+/// # Errors
+/// As for [`create`], and [`ErrorKind::NotFound`] where there is no such snapshot.
+pub fn apply(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Result<()> {
+    let mut beside = Beside::begin(storage, options)?;
+    let mut roots = beside.old.clone();
+    refuse_data_file(&roots.header)?;
+    let record = snapshot(&roots, index)?;
+    let virtual_size = record.snapshot(&roots.header).virtual_size;
+    if virtual_size != roots.header.virtual_size {
+        if roots.header.version == Version::V2 {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the size of a version 2 image with snapshots cannot change",
+            ));
+        }
+        super::resize::refuse_bitmaps(&roots, virtual_size)?;
+    }
+    let shape = Shape::of(&roots.header);
+    let mut l1 = tables::read_l1(storage, record.l1_offset, record.l1_entries)?;
+    let needed = shape.layout.l1_entries(virtual_size);
+    let entries = u64::from(roots.header.l1_entries)
+        .max(needed)
+        .max(l1.len() as u64);
+    if entries * 8 > limits::QCOW2_L1_BYTES {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            "the L1 table would become too large",
+        ));
+    }
+    l1.resize(usize::try_from(entries).unwrap_or_default(), 0);
+    roots.header.virtual_size = virtual_size;
+    activate(&mut beside, &mut roots, shape, l1).and_then(|(roots, counts)| beside.commit(roots, &counts))
+}
+
+/// Deletes a snapshot, and what only it holds with it. Its number is that of its entry in the snapshot table, from 0.
+///
+/// # Errors
+/// As for [`create`], and [`ErrorKind::NotFound`] where there is no such snapshot.
+pub fn delete(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Result<()> {
+    let mut beside = Beside::begin(storage, options)?;
+    let mut roots = beside.old.clone();
+    snapshot(&roots, index)?;
+    let mut snapshots = roots.snapshots.clone();
+    snapshots.remove(index);
+    beside.put_snapshots(&mut roots, snapshots)?;
+    let l1 = tables::read_l1(storage, roots.header.l1_offset, roots.header.l1_entries)?;
+    let shape = Shape::of(&roots.header);
+    activate(&mut beside, &mut roots, shape, l1).and_then(|(roots, counts)| beside.commit(roots, &counts))
+}
+
+/// Makes an L1 table the active one, with the flags that it must have; and the counts that go with it.
+pub(super) fn activate(
+    beside: &mut Beside<'_>,
+    roots: &mut Roots,
+    shape: Shape,
+    mut l1: Vec<u64>,
+) -> Result<(Roots, crate::qcow2::check::counts::Counts)> {
+    // The table is counted where it will be, before its flags are known.
+    roots.header.l1_entries = u32::try_from(l1.len())
+        .map_err(|_| Error::new(ErrorKind::TooLarge, "the L1 table would become too large"))?;
+    for entry in &mut l1 {
+        *entry &= OFFSET_MASK;
+    }
+    roots.header.l1_offset = beside.put_l1(&l1)?;
+    let counts = beside.count(roots)?;
+    tables::settle(beside, shape, &mut l1, &counts)?;
+    let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+    beside.storage.write_all_at(&bytes, roots.header.l1_offset)?;
+    Ok((roots.clone(), counts))
+}
+
+fn refuse_data_file(header: &Header) -> Result<()> {
+    if header.has_data_file() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "an image with a data file cannot have internal snapshots",
+        ));
+    }
+    Ok(())
+}
+
+fn snapshot(roots: &Roots, index: usize) -> Result<SnapshotRecord> {
+    let found = roots.snapshots.get(index).cloned();
+    found.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such snapshot"))
+}
+
+/// The largest id that is a number, and one. QEMU counts ids that way.
+fn next_id(snapshots: &[SnapshotRecord]) -> u64 {
+    let ids = snapshots.iter().map(|record| {
+        let digits = record.id.iter().take_while(|byte| byte.is_ascii_digit());
+        digits.fold(0u64, |id, digit| {
+            id.saturating_mul(10).saturating_add(u64::from(*digit - b'0'))
+        })
+    });
+    ids.max().unwrap_or(0).saturating_add(1)
+}
