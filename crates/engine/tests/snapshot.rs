@@ -83,11 +83,7 @@ fn step(image: &Path, size: u64, step: Step, ours: bool) -> bool {
                     qemu::img(["snapshot", "-a", &snapshots[index].0, path(image)]).is_ok()
                 }
                 // QEMU deletes by name alone, and all have the same.
-                (_, false) => {
-                    let script = format!("id={}", snapshots[index].0);
-                    let _ = script;
-                    qemu::img(["snapshot", "-d", "taken", path(image)]).is_ok()
-                }
+                (_, false) => qemu::img(["snapshot", "-d", "taken", path(image)]).is_ok(),
             }
         }
         Step::Write(at, len) => {

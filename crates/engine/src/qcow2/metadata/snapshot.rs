@@ -77,21 +77,25 @@ pub fn create(storage: &dyn Storage, new: &NewSnapshot, options: &CheckOptions) 
 /// the snapshot table, from 0.
 ///
 /// # Errors
-/// As for [`create`], and [`ErrorKind::NotFound`] where there is no such snapshot.
+/// As for [`create`], [`ErrorKind::NotFound`] where there is no such snapshot, and [`ErrorKind::Conflict`] where the image
+/// has persistent bitmaps, as QEMU has it.
 pub fn apply(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Result<()> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
     refuse_data_file(&roots.header)?;
     let record = snapshot(&roots, index)?;
+    if !roots.bitmaps.is_empty() {
+        // They would not know what changes.
+        return Err(Error::new(ErrorKind::Conflict, "Device has active dirty bitmaps"));
+    }
     let virtual_size = record.snapshot(&roots.header).virtual_size;
     if virtual_size != roots.header.virtual_size {
         if roots.header.version == Version::V2 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "the size of a version 2 image with snapshots cannot change",
+                "Can't resize a v2 image which has snapshots",
             ));
         }
-        super::resize::refuse_bitmaps(&roots, virtual_size)?;
     }
     let shape = Shape::of(&roots.header);
     let mut l1 = tables::read_l1(storage, record.l1_offset, record.l1_entries)?;
