@@ -5,7 +5,7 @@ mod damage;
 
 use catena_engine::qcow2::{CheckOptions, FindingKind, Repair, check, repair};
 use catena_storage::{LocalFile, OpenOptions};
-use catena_testkit::images;
+use catena_testkit::images::{self, Op};
 use damage::{damage, damages, features, first_difference, lines, numbers, qemu_check};
 use proptest::prelude::*;
 
@@ -49,8 +49,13 @@ proptest! {
         let outside = |report: &catena_engine::qcow2::Report| {
             report.findings.iter().any(|finding| matches!(finding.kind, FindingKind::RefcountBlockOutside { .. }))
         };
-        // There QEMU makes the file longer until the block is within.
-        if mended.failed || outside(&mended.report) {
+        // There QEMU makes the file longer until the block is within. And where there are bitmaps, it marks them as in use
+        // before it has read the snapshots, and writes a header without them.
+        let loses_snapshots = spec.ops.contains(&Op::Snapshot)
+            && spec.ops.iter().any(|op| matches!(op, Op::Bitmap { .. }));
+        // An L1 entry that leads to data makes anything look like a table, and QEMU mends it as if it were.
+        let astray = changes.iter().any(|change| matches!(change.place, 0 | 7));
+        if mended.failed || outside(&mended.report) || loses_snapshots || astray {
             return Ok(());
         }
         let Some((json, said)) = qemu_check(&theirs, &["-r", word]) else { return Ok(()) };

@@ -11,7 +11,7 @@ use std::process::Command;
 #[derive(Clone, Copy, Debug)]
 pub struct Damage {
     /// Which structure.
-    place: u8,
+    pub place: u8,
     /// Which of its entries.
     index: u16,
     /// How it changes.

@@ -125,9 +125,15 @@ impl Mending<'_> {
             self.told.push(&self.room, FindingKind::Rebuilding);
             let beside = Beside::of(self.storage, self.roots.clone(), self.options, false)?;
             let (counts, _) = beside.count_leniently(&self.roots)?;
-            self.tell_retired(&counts)?;
+            let retired = self.retired(&counts)?;
             beside.commit(self.roots.clone(), &counts)?;
             self.roots.header = Header::read(&StorageBytes::new(self.storage)?)?;
+            self.examine()?;
+            // QEMU walks again, and finds again what that finds; and that the old structures have become leaks.
+            self.told.append(self.state.walked.clone());
+            for kind in retired {
+                self.told.note(&self.room, Finding::repaired(kind));
+            }
         } else if self.state.compared.totals != Totals::default() {
             // QEMU tells all of them again: what it mends, and what it does not.
             for mut finding in self.state.compared.kept.clone() {
@@ -142,18 +148,18 @@ impl Mending<'_> {
                 self.told.note(&self.room, finding);
             }
             Ground::of(self.storage, &self.roots, self.options)?.mend_refcounts(everything)?;
+            self.examine()?;
         } else {
             return Ok(());
         }
-        self.examine()?;
         let (corruptions_left, leaks_left) = count(&self.state);
         self.fixed.corruptions_fixed += corruptions.saturating_sub(corruptions_left);
         self.fixed.leaks_fixed += leaks.saturating_sub(leaks_left);
         Ok(())
     }
 
-    /// QEMU finds that the old refcount structures have become leaks, and says so.
-    fn tell_retired(&mut self, counts: &Counts) -> Result<()> {
+    /// What held refcounts, with the references to it before and after.
+    fn retired(&self, counts: &Counts) -> Result<Vec<FindingKind>> {
         let header = &self.roots.header;
         let bits = header.cluster_bits;
         let first = header.refcount_table_offset >> bits.get();
@@ -166,22 +172,30 @@ impl Mending<'_> {
                 *retired.entry(cluster).or_default() += 1;
             }
         }
-        for (cluster, retired) in retired {
+        let kinds = retired.into_iter().map(|(cluster, retired)| {
             let references = counts.get(cluster);
-            let kind = FindingKind::RefcountsRetired {
+            FindingKind::RefcountsRetired {
                 cluster,
                 refcount: references + retired,
                 references,
-            };
-            self.told.note(&self.room, Finding::repaired(kind));
-        }
-        Ok(())
+            }
+        });
+        Ok(kinds.collect())
     }
 
     fn flags(&mut self, everything: bool) -> Result<()> {
         let mut copied = self.state.copied.clone();
         let wrong = copied.totals.corruptions;
-        if everything && wrong > 0 {
+        // A flag may be wrong because of a leak that is no more. So flags are mended with leaks, too, where refcounts can
+        // be believed.
+        let Totals {
+            corruptions,
+            leaks,
+            check_errors,
+            ..
+        } = self.left();
+        let sound = corruptions == wrong && leaks + check_errors == 0;
+        if (everything || sound) && wrong > 0 {
             Ground::of(self.storage, &self.roots, self.options)?.mend_flags()?;
             self.examine()?;
             self.fixed.corruptions_fixed += wrong.saturating_sub(self.state.copied.totals.corruptions);

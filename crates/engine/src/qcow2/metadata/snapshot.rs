@@ -89,13 +89,11 @@ pub fn apply(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Res
         return Err(Error::new(ErrorKind::Conflict, "Device has active dirty bitmaps"));
     }
     let virtual_size = record.snapshot(&roots.header).virtual_size;
-    if virtual_size != roots.header.virtual_size {
-        if roots.header.version == Version::V2 {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "Can't resize a v2 image which has snapshots",
-            ));
-        }
+    if virtual_size != roots.header.virtual_size && roots.header.version == Version::V2 {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "Can't resize a v2 image which has snapshots",
+        ));
     }
     let shape = Shape::of(&roots.header);
     let mut l1 = tables::read_l1(storage, record.l1_offset, record.l1_entries)?;
