@@ -385,8 +385,10 @@ impl Plan {
 
 /// Copies what differs from what the target shows by itself.
 pub(super) fn copy_differences(copy: &Copy<'_>, pair: Pair<'_>, end: u64) -> Result<()> {
+    // Both sides stay in a processor's cache.
+    const PIECE: u64 = 512 << 10;
     copy.run_differences(
-        Pieces::new(pair.stretches(end, |_| false), end, copy.unit),
+        Pieces::new(pair.stretches(end, |_| false), end, copy.unit).of_at_most(PIECE),
         |piece, other| read_padded(&**pair.b.disk(), piece, other),
     )
 }
