@@ -3,6 +3,7 @@
 //! They all change refcounts and tables all over the disk, which no order of writes in place makes safe. So they are
 //! made beside ([`beside`]), and one sector makes them the image. The caller holds the image alone.
 
+mod amend;
 pub(in crate::qcow2) mod beside;
 mod in_place;
 mod repair;
@@ -11,5 +12,6 @@ pub mod snapshot;
 mod space;
 mod tables;
 
+pub use amend::{Amend, amend};
 pub use repair::{Repair, Repaired, repair};
 pub use resize::shrink;

@@ -15,7 +15,7 @@ use crate::qcow2::check::roots::Roots;
 use crate::qcow2::check::{
     self, CheckOptions, Finding, FindingKind, Found, Outcome, Report, Room, Severity, State, Totals,
 };
-use catena_format::qcow2::{Header, Incompatible};
+use catena_format::qcow2::{Header, Incompatible, SnapshotRecord};
 use catena_storage::Storage;
 use std::collections::BTreeMap;
 
@@ -219,17 +219,7 @@ impl Mending<'_> {
         let mut beside = Beside::of(self.storage, self.roots.clone(), self.options, true)?;
         let mut snapshots = self.roots.snapshots.clone();
         for record in &mut snapshots {
-            let said = record.snapshot(&self.roots.header);
-            for field in [said.vm_state_size, said.virtual_size]
-                .iter()
-                .skip(record.extra.len() / 8)
-            {
-                record.extra.truncate(record.extra.len() / 8 * 8);
-                record.extra.extend(field.to_be_bytes());
-            }
-            record
-                .extra
-                .resize(record.extra.len().max(SNAPSHOT_EXTRA_BYTES), 0);
+            complete(record, &self.roots.header);
         }
         let mut roots = self.roots.clone();
         beside.put_snapshots(&mut roots, snapshots)?;
@@ -297,5 +287,16 @@ impl Mending<'_> {
         let mut report = self.state.into_report_of(self.told);
         report.totals = totals;
         Repaired { report, failed: true }
+    }
+}
+
+/// Gives a snapshot the fields that version 3 asks for.
+pub(super) fn complete(record: &mut SnapshotRecord, header: &Header) {
+    let said = record.snapshot(header);
+    if record.extra.len() < SNAPSHOT_EXTRA_BYTES {
+        record.extra = [said.vm_state_size, said.virtual_size]
+            .iter()
+            .flat_map(|field| field.to_be_bytes())
+            .collect();
     }
 }
