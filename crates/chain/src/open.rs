@@ -225,7 +225,7 @@ impl DataFileLayer {
 
 impl LayerFile {
     /// The open file, locked against writers unless the caller shares.
-    fn lock(&self, sharing: Sharing) -> Result<Arc<dyn Storage>> {
+    pub(crate) fn lock(&self, sharing: Sharing) -> Result<Arc<dyn Storage>> {
         if sharing == Sharing::Locked {
             self.storage.set_lock(LockMode::Read).map_err(|error| {
                 let hint =

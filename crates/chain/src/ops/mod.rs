@@ -5,6 +5,8 @@
 
 mod allocated;
 pub mod bench;
+pub mod bitmap;
+pub mod check;
 pub mod children;
 mod choice;
 pub mod commit;
@@ -20,6 +22,8 @@ pub mod observer;
 mod pieces;
 pub mod rebase;
 pub mod relink;
+pub mod resize;
+pub mod snapshot;
 pub mod stream;
 mod unsynced;
 pub mod view;

@@ -1,0 +1,152 @@
+//! Resize: a disk made larger or smaller.
+//!
+//! What is new reads as zeros, whatever lies below. What is cut off is gone, so a caller has to say that it may be.
+
+use super::children::OtherChildren;
+use super::relink::changeable_header;
+use crate::chain::{Chain, Layer};
+use crate::detect::{Start, detect};
+use crate::open::Sharing;
+use crate::policy::Policy;
+use catena_engine::qcow2::{CheckOptions, shrink};
+use catena_engine::{Error, ErrorKind, Result};
+use catena_format::{Format, limits};
+use catena_storage::Storage;
+use std::fmt;
+
+/// Guests see whole sectors.
+const SECTOR: u64 = 512;
+
+/// What to resize.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The image.
+    pub start: Start,
+    /// The size it shall have.
+    pub size: NewSize,
+    /// Whether what lies past a smaller size may be cut off.
+    pub shrink: bool,
+    /// Who else may stand on an image that becomes smaller.
+    pub children: OtherChildren,
+}
+
+/// A new size, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewSize {
+    /// This one.
+    To(u64),
+    /// So much more.
+    More(u64),
+    /// So much less.
+    Less(u64),
+}
+
+/// A resize, decided.
+#[derive(Debug)]
+pub struct Plan {
+    chain: Chain,
+    old: u64,
+    new: u64,
+}
+
+/// Decides.
+pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
+    let chain = detect(&request.start, policy);
+    let image = chain.active().ok_or_else(|| match chain.check_complete() {
+        Err(error) => error,
+        Ok(()) => Error::new(ErrorKind::NotFound, "there is no image"),
+    })?;
+    let named = |error: Error| error.with_path(image.name());
+    if image.header.is_some() {
+        changeable_header(image)?;
+    } else if image.format != Format::Raw {
+        return Err(named(Error::new(
+            ErrorKind::Unsupported,
+            format!("{} images cannot be resized", image.format),
+        )));
+    }
+    let is_device = image
+        .file
+        .as_ref()
+        .is_some_and(|file| file.storage.is_block_device());
+    if image.format == Format::Raw && (is_device || image.source.slice.is_some()) {
+        return Err(named(Error::new(
+            ErrorKind::Unsupported,
+            "a device, or a part of a file, has the size that it has",
+        )));
+    }
+    chain.check_not_encrypted(0)?;
+    let old = image.virtual_size().unwrap_or_default();
+    let wanted = match request.size {
+        NewSize::To(size) => Some(size),
+        NewSize::More(bytes) => old.checked_add(bytes),
+        NewSize::Less(bytes) => old.checked_sub(bytes),
+    };
+    let new = wanted
+        .and_then(|size| size.checked_next_multiple_of(SECTOR))
+        .filter(|size| *size <= limits::VIRTUAL_SIZE)
+        .ok_or_else(|| named(Error::new(ErrorKind::TooLarge, "no disk has such a size")))?;
+    if new < old {
+        if !request.shrink {
+            return Err(named(
+                Error::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "the disk would become smaller: {} bytes at its end would be gone",
+                        old - new
+                    ),
+                )
+                .with_hint("shrink the guest's partitions and file systems first, then add --shrink"),
+            ));
+        }
+        request.children.check(&[image], &chain.layers)?;
+    }
+    Ok(Plan { old, new, chain })
+}
+
+impl Plan {
+    /// Bytes the disk will have.
+    pub fn size(&self) -> u64 {
+        self.new
+    }
+
+    /// Whether it has them already.
+    pub fn is_done(&self) -> bool {
+        self.old == self.new
+    }
+
+    /// Resizes.
+    pub fn execute(&self) -> Result<()> {
+        let Some(image) = self.chain.active() else {
+            return Err(Error::new(ErrorKind::NotFound, "there is no image"));
+        };
+        let named = |error: Error| error.with_path(image.name());
+        if self.new > self.old {
+            let mut writable = self.chain.open_writable(0, Sharing::Locked)?;
+            writable.grow(self.new)?;
+            writable.finish()?;
+        } else if self.new < self.old {
+            let file = image.reopen_for_writing()?;
+            match image.format {
+                Format::Qcow2 => shrink(&file, self.new, &CheckOptions::default()).map_err(named)?,
+                _ => {
+                    file.set_len(self.new)?;
+                    file.flush()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let image = self.chain.active().map(Layer::name).unwrap_or_default();
+        let Self { old, new, .. } = self;
+        if self.is_done() {
+            return write!(f, "{image}: has {new} bytes already");
+        }
+        let how = if new > old { "grows" } else { "shrinks" };
+        write!(f, "{image}: {how} from {old} to {new} bytes")
+    }
+}
