@@ -45,6 +45,16 @@ impl ImageArgs {
     pub fn policy(&self) -> Result<Policy, CommandError> {
         self.policy.load()
     }
+
+    /// The rules to follow where what the image names is read. Where the image's format was probed that is said, unless nobody
+    /// is to hear it.
+    pub fn policy_to_read(&self, quiet: bool) -> Result<Policy, CommandError> {
+        let policy = self.policy()?;
+        if !quiet {
+            warn_probed(&detect(&self.start(), &policy));
+        }
+        Ok(policy)
+    }
 }
 
 /// Names a chain by its active image.

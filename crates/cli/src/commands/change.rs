@@ -34,6 +34,11 @@ impl ChangeArgs {
         }
     }
 
+    /// Whether nothing is to be changed.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// Whether nothing but errors is printed.
     pub fn is_quiet(&self) -> bool {
         self.quiet

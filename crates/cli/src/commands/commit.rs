@@ -3,8 +3,7 @@
 use super::change::{ChangeArgs, ChildrenArgs, parse_layer};
 use super::moving::MovingArgs;
 use crate::error::CommandError;
-use crate::target::{ImageArgs, warn_probed};
-use catena::detect;
+use crate::target::ImageArgs;
 use catena::ops::LayerChoice;
 use catena::ops::commit::{self, After};
 use std::process::ExitCode;
@@ -54,9 +53,8 @@ pub struct Args {
 
 /// Commits.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.image.policy()?;
+    let policy = args.image.policy_to_read(args.change.is_quiet())?;
     let start = args.image.start();
-    warn_probed(&detect(&start, &policy));
     let request = commit::Request {
         start,
         top: args.top.clone(),

@@ -39,7 +39,7 @@ pub struct Args {
 
 /// Flattens.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.image.policy()?;
+    let policy = args.image.policy_to_read(args.change.is_quiet())?;
     let start = args.image.start();
     let Some(output) = &args.output else {
         let request = stream::Request {

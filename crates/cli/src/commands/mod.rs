@@ -1,7 +1,9 @@
 //! The verbs. Each file has an `Args` that clap fills in and a `run` that does it and gives the exit status.
 
 pub mod bench;
+pub mod bitmap;
 mod change;
+pub mod check;
 pub mod commit;
 pub mod compare;
 pub mod completions;
@@ -21,7 +23,9 @@ mod options;
 pub mod rebase;
 pub mod reference;
 pub mod relink;
+pub mod resize;
 pub mod show;
+pub mod snapshot;
 pub mod stream;
 pub mod tour;
 
@@ -59,6 +63,14 @@ pub enum Command {
     Compare(compare::Args),
     /// Tell how large a new image would become
     Measure(measure::Args),
+    /// Find what is wrong inside an image, and repair it
+    Check(check::Args),
+    /// Make a disk larger or smaller
+    Resize(resize::Args),
+    /// List, take, go back to and delete internal snapshots
+    Snapshot(snapshot::Args),
+    /// List and change persistent bitmaps
+    Bitmap(bitmap::Args),
     /// Copy a part of what a chain shows
     Dd(dd::Args),
     /// Time requests to a chain
@@ -92,6 +104,10 @@ impl Command {
             Self::Relink(args) => relink::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Measure(args) => measure::run(args),
+            Self::Check(args) => check::run(args),
+            Self::Resize(args) => resize::run(args),
+            Self::Snapshot(args) => snapshot::run(args),
+            Self::Bitmap(args) => bitmap::run(args),
             Self::Dd(args) => dd::run(args),
             Self::Bench(args) => bench::run(args),
             Self::Tour(args) => tour::run(args),

@@ -54,7 +54,7 @@ pub struct Args {
 
 /// Rebases.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.image.policy()?;
+    let policy = args.image.policy_to_read(args.change.is_quiet())?;
     let path = &args.image.image;
     let backing = change::new_backing(args.backing.as_deref(), args.backing_format, path, &policy)?;
     if args.unchecked {

@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         moving: args.moving.moving(),
         compressed: args.compress,
     };
-    let plan = stream::plan(&request, &args.image.policy()?)?;
+    let plan = stream::plan(&request, &args.image.policy_to_read(args.change.is_quiet())?)?;
     args.change
         .perform_watched("streaming", &plan, |plan, observer| plan.execute(observer))
 }

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod copies;
+mod insides;
 mod questions;
 
 use common::{Answer, Images};

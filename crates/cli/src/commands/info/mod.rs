@@ -10,9 +10,11 @@ use crate::target::parse_format;
 use catena::{Chain, End, Error, ErrorKind, Format, Policy, Start, detect};
 use clap::ValueEnum;
 use model::Image;
+pub use qcow2::{ShownBitmap, ShownSnapshot};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+pub use text::snapshot_rows;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]

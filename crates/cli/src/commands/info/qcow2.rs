@@ -124,8 +124,8 @@ impl Qcow2 {
             autoclear: bits(header, FeatureType::Autoclear, header.autoclear.bits()),
             extensions: header.extensions.iter().map(field).collect(),
             unknown_fields: unknown.then(|| hex(&header.unknown_fields)),
-            snapshots: snapshots.into_iter().map(shown_snapshot).collect(),
-            bitmaps: bitmaps.into_iter().map(shown_bitmap).collect(),
+            snapshots: snapshots.into_iter().map(ShownSnapshot::from).collect(),
+            bitmaps: bitmaps.into_iter().map(ShownBitmap::from).collect(),
             errors,
         }
     }
@@ -191,25 +191,29 @@ fn field(extension: &Extension) -> Field {
     }
 }
 
-fn shown_snapshot(snapshot: Snapshot) -> ShownSnapshot {
-    ShownSnapshot {
-        id: snapshot.id,
-        name: snapshot.name,
-        date: snapshot.date_sec,
-        date_nanoseconds: snapshot.date_nsec,
-        vm_clock_nanoseconds: snapshot.vm_clock_nsec,
-        vm_state_size: snapshot.vm_state_size,
-        virtual_size: snapshot.virtual_size,
-        icount: snapshot.icount,
+impl From<Snapshot> for ShownSnapshot {
+    fn from(snapshot: Snapshot) -> Self {
+        Self {
+            id: snapshot.id,
+            name: snapshot.name,
+            date: snapshot.date_sec,
+            date_nanoseconds: snapshot.date_nsec,
+            vm_clock_nanoseconds: snapshot.vm_clock_nsec,
+            vm_state_size: snapshot.vm_state_size,
+            virtual_size: snapshot.virtual_size,
+            icount: snapshot.icount,
+        }
     }
 }
 
-fn shown_bitmap(bitmap: Bitmap) -> ShownBitmap {
-    ShownBitmap {
-        name: bitmap.name,
-        granularity: bitmap.granularity,
-        auto: bitmap.auto,
-        in_use: bitmap.in_use,
+impl From<Bitmap> for ShownBitmap {
+    fn from(bitmap: Bitmap) -> Self {
+        Self {
+            name: bitmap.name,
+            granularity: bitmap.granularity,
+            auto: bitmap.auto,
+            in_use: bitmap.in_use,
+        }
     }
 }
 

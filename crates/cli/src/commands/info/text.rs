@@ -225,6 +225,11 @@ fn snapshots(snapshots: &[ShownSnapshot], out: &mut dyn Write) -> io::Result<()>
         return Ok(());
     }
     heading(out, "Snapshots")?;
+    snapshot_rows(snapshots, out)
+}
+
+/// A table of snapshots.
+pub fn snapshot_rows(snapshots: &[ShownSnapshot], out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "  {QUIET}{:<6}  {:<20}  {:>9}  {:<23}  {:>14}  {:>10}{QUIET:#}",

@@ -1,0 +1,168 @@
+//! `catena snapshot`: internal snapshots of an image.
+
+use super::change::{ChangeArgs, ChildrenArgs};
+use super::info::{ShownSnapshot, snapshot_rows};
+use crate::error::CommandError;
+use crate::output;
+use crate::target::{ImageArgs, TargetArgs};
+use catena::open::Sharing;
+use catena::ops::OtherChildren;
+use catena::ops::snapshot::{self, Action, Request};
+use catena::{Error, ErrorKind};
+use catena_format::qcow2::Snapshot;
+use clap::ValueEnum;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Internal snapshots are kept in the image itself. An overlay does the same
+beside it: 'catena create monday.qcow2 --backing vm.qcow2 -F qcow2'.
+
+Examples:
+  catena snapshot create vm.qcow2 before-upgrade
+  catena snapshot list vm.qcow2
+  catena snapshot apply vm.qcow2 before-upgrade
+  catena snapshot delete vm.qcow2 before-upgrade
+  catena convert vm.qcow2 before.qcow2 --snapshot before-upgrade")]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// List them
+    List(List),
+    /// Take one of the disk as it is now
+    Create(Create),
+    /// Make the disk what it was: what was written since is gone, unless a snapshot has it
+    Apply(Apply),
+    /// Delete one
+    Delete(Delete),
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Its name, which no other snapshot of the image has
+    name: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct Apply {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Which, by id or name
+    snapshot: String,
+    #[command(flatten)]
+    children: ChildrenArgs,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct Delete {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Which, by id or name
+    snapshot: String,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// A table
+    #[default]
+    Human,
+    /// An array, as docs/json.md describes it
+    Json,
+}
+
+/// Does it.
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    match &args.what {
+        What::List(list) => print(list),
+        What::Create(create) => {
+            refuse_same_name(create)?;
+            let action = Action::Create {
+                name: create.name.clone(),
+            };
+            change(&create.image, action, OtherChildren::default(), &create.change)
+        }
+        What::Apply(apply) => {
+            let action = Action::Apply {
+                snapshot: apply.snapshot.clone(),
+            };
+            change(&apply.image, action, apply.children.children(), &apply.change)
+        }
+        What::Delete(delete) => {
+            let action = Action::Delete {
+                snapshot: delete.snapshot.clone(),
+            };
+            change(&delete.image, action, OtherChildren::default(), &delete.change)
+        }
+    }
+}
+
+fn change(
+    image: &ImageArgs,
+    action: Action,
+    children: OtherChildren,
+    change: &ChangeArgs,
+) -> Result<ExitCode, CommandError> {
+    let request = Request {
+        start: image.start(),
+        action,
+        children,
+    };
+    let plan = snapshot::plan(&request, &image.policy()?)?;
+    change.perform(&plan, |plan| plan.execute().map(drop))
+}
+
+/// Two of one name could only be told apart by their ids, and a name that is another's id not at all.
+fn refuse_same_name(create: &Create) -> Result<(), CommandError> {
+    let policy = create.image.policy()?;
+    let there = snapshot::list(&create.image.start(), Sharing::Force, &policy)?;
+    let same = |snapshot: &Snapshot| snapshot.name == create.name || snapshot.id == create.name;
+    if there.iter().any(same) {
+        let message = format!("there is a snapshot '{}' already", create.name);
+        return Err(Error::new(ErrorKind::Conflict, message)
+            .with_path(&create.image.image)
+            .with_hint("choose another name, or delete that one first")
+            .into());
+    }
+    Ok(())
+}
+
+fn print(list: &List) -> Result<ExitCode, CommandError> {
+    let there = snapshot::list(
+        &list.target.start(),
+        list.target.sharing(),
+        &list.target.policy()?,
+    )?;
+    let there: Vec<_> = there.into_iter().map(ShownSnapshot::from).collect();
+    let mut out = output::stdout();
+    match list.output {
+        Output::Json => output::json(&there, &mut out)?,
+        Output::Human if there.is_empty() => {}
+        Output::Human => snapshot_rows(&there, &mut out)?,
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,149 @@
+//! The verbs that change an image by itself: check, resize, snapshot, bitmap.
+
+use crate::common::Images;
+use crate::{chain, done, failed, shows_the_same};
+
+/// An image with a refcount too high by one, of a cluster that nobody uses.
+fn leaky() -> Images {
+    let images = Images::new();
+    images.img("create -q -f qcow2 a.qcow2 4M");
+    images.io("qcow2", "a.qcow2", &["write -P 5 0 1M"]);
+    // The refcount block is the third cluster; the file gets a cluster more, with a refcount of 1.
+    let clusters = std::fs::metadata(images.file("a.qcow2")).unwrap().len() / 65536;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(images.file("a.qcow2"))
+        .unwrap();
+    file.set_len((clusters + 1) * 65536).unwrap();
+    images.patch("a.qcow2", 2 * 65536 + clusters * 2, &[0, 1]);
+    images
+}
+
+#[test]
+fn check_tells_by_its_status_what_is_wrong_and_repairs_it() {
+    let images = leaky();
+    let told = images.catena(&["check", "a.qcow2"]);
+    assert_eq!(told.status, 3, "{told:?}");
+    assert!(told.out.contains("1 leaked cluster"), "{told:?}");
+    assert!(
+        told.err.contains("catena check --repair leaks a.qcow2"),
+        "{told:?}"
+    );
+    let dry = images.catena(&["check", "a.qcow2", "--repair", "leaks", "--dry-run"]);
+    assert_eq!(dry.status, 3, "{dry:?}");
+    let mended = images.catena(&["check", "a.qcow2", "--repair", "leaks"]);
+    assert_eq!(mended.status, 0, "{mended:?}");
+    assert!(mended.out.contains("1 leaked cluster given back"), "{mended:?}");
+    images.img("check -q a.qcow2");
+    let clean = images.catena(&["check", "a.qcow2", "--output", "json"]);
+    let (ours, told) = (clean.json(), images.img("check --output json a.qcow2"));
+    let theirs: serde_json::Value = serde_json::from_str(&told).unwrap();
+    for (name, value) in theirs.as_object().unwrap() {
+        assert_eq!(&ours[name], value, "{name}: {ours}");
+    }
+    images.img("create -q -f raw b.raw 1M");
+    let raw = images.catena(&["check", "-f", "raw", "b.raw"]);
+    assert_eq!(raw.status, 63, "{raw:?}");
+    assert_eq!(images.catena(&["check", "missing.qcow2"]).status, 1);
+}
+
+#[test]
+fn a_corrupt_image_is_mended_unless_others_stand_on_it() {
+    let images = leaky();
+    // A refcount of 0 of a cluster in use.
+    images.patch("a.qcow2", 2 * 65536 + 5 * 2, &[0, 0]);
+    let told = images.catena(&["check", "a.qcow2"]);
+    assert_eq!(told.status, 2, "{told:?}");
+    images.img("create -q -u -f qcow2 -b a.qcow2 -F qcow2 over.qcow2 4M");
+    let refused = failed(&images, "check a.qcow2 --repair all");
+    assert!(refused.err.contains("over.qcow2'"), "{refused:?}");
+    let mended = done(&images, "check a.qcow2 --repair all --force");
+    assert!(mended.out.contains("1 corruption mended"), "{mended:?}");
+    images.img("check -q a.qcow2");
+    images.io("qcow2", "a.qcow2", &["read -P 5 0 1M"]);
+}
+
+#[test]
+fn a_disk_grows_and_shrinks_only_where_that_is_said() {
+    let images = chain();
+    done(&images, "resize tuesday.qcow2 +2M -f qcow2");
+    images.io("qcow2", "tuesday.qcow2", &["read -P 0 4M 2M"]);
+    images.img("check -q tuesday.qcow2");
+    let refused = failed(&images, "resize tuesday.qcow2 4M");
+    assert!(
+        refused.err.contains("2097152 bytes at its end would be gone"),
+        "{refused:?}"
+    );
+    done(&images, "resize tuesday.qcow2 4M --shrink");
+    shows_the_same(&images, "tuesday.qcow2");
+    let again = done(&images, "resize tuesday.qcow2 4M");
+    assert!(again.out.contains("has 4194304 bytes already"), "{again:?}");
+    let base = failed(&images, "resize base.raw -f raw --shrink -- -1M");
+    assert!(base.err.contains("monday.qcow2'"), "{base:?}");
+    done(&images, "resize base.raw -f raw 8M");
+    assert_eq!(std::fs::metadata(images.file("base.raw")).unwrap().len(), 8 << 20);
+}
+
+#[test]
+fn snapshots_are_taken_listed_gone_back_to_and_deleted() {
+    let images = chain();
+    done(&images, "snapshot create tuesday.qcow2 before -f qcow2");
+    failed(&images, "snapshot create tuesday.qcow2 before");
+    images.io("qcow2", "tuesday.qcow2", &["write -P 9 0 2M"]);
+    let list = done(&images, "snapshot list tuesday.qcow2 --output json").json();
+    assert_eq!(list[0]["name"], "before");
+    assert!(images.img("snapshot -l tuesday.qcow2").contains("before"));
+    assert!(
+        done(&images, "snapshot list tuesday.qcow2")
+            .out
+            .contains("before")
+    );
+    let missing = failed(&images, "snapshot apply tuesday.qcow2 after");
+    assert!(
+        missing.err.contains("there is no snapshot 'after'"),
+        "{missing:?}"
+    );
+    let told = done(&images, "snapshot apply tuesday.qcow2 before --dry-run");
+    assert!(
+        told.out
+            .contains("shows what it did when snapshot 1 'before' was taken"),
+        "{told:?}"
+    );
+    done(&images, "snapshot apply tuesday.qcow2 before");
+    shows_the_same(&images, "tuesday.qcow2");
+    done(&images, "snapshot delete tuesday.qcow2 before");
+    shows_the_same(&images, "tuesday.qcow2");
+    assert_eq!(done(&images, "snapshot list tuesday.qcow2").out, "");
+}
+
+#[test]
+fn bitmaps_are_added_changed_listed_and_removed() {
+    let images = Images::new();
+    images.img("create -q -f qcow2 a.qcow2 4M");
+    done(&images, "bitmap add a.qcow2 one");
+    done(&images, "bitmap add a.qcow2 two -g 32k --disabled");
+    failed(&images, "bitmap add a.qcow2 two");
+    images.io("qcow2", "a.qcow2", &["write -P 5 1M 128k"]);
+    done(&images, "bitmap merge a.qcow2 two --from one");
+    done(&images, "bitmap clear a.qcow2 one");
+    done(&images, "bitmap disable a.qcow2 one");
+    done(&images, "bitmap enable a.qcow2 two");
+    let list = done(&images, "bitmap list a.qcow2 --output json").json();
+    assert_eq!(
+        list,
+        serde_json::json!([
+            { "name": "one", "granularity": 65536, "auto": false, "in_use": false },
+            { "name": "two", "granularity": 32768, "auto": true, "in_use": false },
+        ])
+    );
+    done(&images, "bitmap remove a.qcow2 one");
+    images.img("check -q a.qcow2");
+    let told = images.img("info --output json a.qcow2");
+    let info: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let bitmaps = &info["format-specific"]["data"]["bitmaps"];
+    assert_eq!(bitmaps[0]["name"], "two");
+    assert_eq!(bitmaps[0]["flags"], serde_json::json!(["auto"]));
+    let human = done(&images, "bitmap list a.qcow2");
+    assert!(human.out.contains("records writes"), "{human:?}");
+    failed(&images, "bitmap remove a.qcow2 one");
+}
