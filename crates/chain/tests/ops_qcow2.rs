@@ -175,7 +175,7 @@ proptest! {
         chain in chains(2..=4),
         depth in 1_usize..4,
         stop in 0_u32..6,
-        delete in any::<bool>(),
+        after in prop_oneof![Just(After::Keep), Just(After::Empty), Just(After::Delete)],
     ) {
         let dir = catena_testkit::scratch().unwrap();
         let built = chain.build(dir.path()).unwrap();
@@ -185,7 +185,7 @@ proptest! {
             start: start(&built, 0),
             top: LayerChoice::Index(0),
             base: Some(LayerChoice::Path(built.layers[base].path.clone())),
-            after: if delete { After::Delete } else { After::Keep },
+            after,
             children: OtherChildren::default(),
             moving: Moving::default(),
         };
@@ -196,9 +196,13 @@ proptest! {
             || assert_shows(&built.top, &expected),
         );
         assert_shows(&built.layers[base].path, &expected);
-        prop_assert_eq!(built.top.exists(), !delete);
-        if !delete {
+        prop_assert_eq!(built.top.exists(), after != After::Delete);
+        if after != After::Delete {
             assert_shows(&built.top, &expected);
+        }
+        if after == After::Empty {
+            let again = commit::plan(&request, &Policy::libvirt()).unwrap();
+            prop_assert_eq!((again.to_copy(), again.depth()), (0, 1), "it is empty, and stands on the base");
         }
     }
 

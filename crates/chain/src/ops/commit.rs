@@ -16,6 +16,7 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
+use catena_engine::qcow2::{CheckOptions, metadata};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
 use catena_storage::sync_directory_of;
 use std::fmt;
@@ -102,10 +103,10 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     };
     check_readable(layers)?;
     check_writable(written)?;
-    if request.after == After::Empty {
+    if request.after == After::Empty && highest.header.is_none() {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            "committed layers cannot be emptied",
+            "only qcow2 images can be emptied",
         ));
     }
     let relinked = match request.after {
@@ -321,10 +322,10 @@ impl Plan {
         if let (Some(file), Some((_, backing))) = (&relinked, &self.relinked) {
             set_backing(file, Some(backing))?;
         }
-        match self.after {
-            After::Keep => Ok(()),
-            After::Empty => Ok(()),
-            After::Delete => delete(layers),
+        match (self.after, &emptied) {
+            (After::Delete, _) => delete(layers),
+            (After::Empty, Some(top)) => metadata::empty(top, &CheckOptions::default()),
+            (After::Empty | After::Keep, _) => Ok(()),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod amend;
 pub(in crate::qcow2) mod beside;
+mod empty;
 mod in_place;
 mod repair;
 mod resize;
@@ -13,5 +14,6 @@ mod space;
 mod tables;
 
 pub use amend::{Amend, amend};
+pub use empty::empty;
 pub use repair::{Repair, Repaired, repair};
 pub use resize::shrink;
