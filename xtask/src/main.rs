@@ -5,6 +5,7 @@
 
 mod bench;
 mod checks;
+mod crash;
 mod fuzz;
 mod packages;
 mod run;
@@ -21,6 +22,7 @@ Chores of the Catena workspace
   cargo xtask install                          only install what the tests need
   cargo xtask fmt | clippy | docs | deny       one of the checks
   cargo xtask fuzz [--seconds N] [TARGET...]   build the fuzz targets and run them, all by default, each N seconds (60)
+  cargo xtask crash [--cuts N]                 cut images off from power at N points of generated histories (1000000)
   cargo xtask bench [ARGUMENT...]              time Catena beside QEMU's tools (--help tells what can be chosen)
 ";
 
@@ -43,6 +45,9 @@ fn chore(arguments: &[String]) -> Result<()> {
     if name == "fuzz" {
         let (seconds, targets) = fuzz_arguments(rest)?;
         return fuzz::fuzz(fuzz::Effort::Seconds(seconds), &targets);
+    }
+    if name == "crash" {
+        return crash::crash(crash_arguments(rest)?);
     }
     if name == "bench" {
         return bench::bench(rest);
@@ -83,9 +88,17 @@ fn fuzz_arguments(arguments: &[String]) -> Result<(u32, Vec<String>)> {
     Ok((seconds, targets))
 }
 
+fn crash_arguments(arguments: &[String]) -> Result<usize> {
+    match arguments {
+        [] => Ok(1_000_000),
+        [option, cuts] if option == "--cuts" => cuts.parse().with_context(|| format!("--cuts {cuts}")),
+        _ => bail!("`crash` takes `--cuts N`"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::fuzz_arguments;
+    use super::{crash_arguments, fuzz_arguments};
 
     fn parse(line: &str) -> anyhow::Result<(u32, Vec<String>)> {
         fuzz_arguments(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
@@ -106,5 +119,14 @@ mod tests {
         assert!(parse("--second 5").is_err());
         assert!(parse("--seconds").is_err());
         assert!(parse("--seconds soon").is_err());
+    }
+
+    #[test]
+    fn cuts_a_million_times_unless_told_otherwise() {
+        let parse =
+            |line: &str| crash_arguments(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(parse("").unwrap(), 1_000_000);
+        assert_eq!(parse("--cuts 5").unwrap(), 5);
+        assert!(parse("--cuts").is_err() && parse("5").is_err() && parse("--cuts many").is_err());
     }
 }

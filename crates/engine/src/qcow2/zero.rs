@@ -69,7 +69,9 @@ impl Qcow2Disk {
     fn write_zero_bytes(&self, start: u64, end: u64) -> Result<()> {
         let mut at = start;
         while at < end {
-            let len = (end - at).min(ZEROS.len() as u64);
+            // No piece ends within a sector: after a cut each is old or new.
+            let most = ZEROS.len() as u64;
+            let len = (end - at).min(most - at % most);
             let piece = ZEROS
                 .get(..usize::try_from(len).unwrap_or_default())
                 .unwrap_or(&ZEROS);

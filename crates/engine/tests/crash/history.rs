@@ -14,6 +14,9 @@ use catena_testkit::storage::{Content, Cut, Log, Recording, SECTOR, Shared};
 use crate::layouts::{Layout, Start, pattern, read_all, stack};
 use crate::model::{Model, Seen, Snapshots};
 
+/// Bytes of a guest's request at most.
+const MOST: u64 = 192 << 10;
+
 /// An image and what has been done to it.
 pub struct History {
     pub layout: Layout,
@@ -111,9 +114,17 @@ impl History {
 
     /// Takes so many steps, and makes the last one durable.
     pub fn go(&mut self, steps: u64) {
-        for _ in 0..steps {
+        let full = self.dice.chance(50);
+        for step in 0..steps {
             self.begin_step();
-            if self.dice.chance(4) {
+            if step == 0 && full {
+                // A disk that is all allocated, where everything that follows finds something.
+                let len = self.model.live.len() as u64;
+                let request = Request::Write { offset: 0, len };
+                self.note("filled");
+                self.take(&request).unwrap();
+                self.changed(&request);
+            } else if self.dice.chance(4) {
                 self.note("close");
                 self.close();
             } else if self.dice.chance(8) {
@@ -254,9 +265,11 @@ impl History {
         let size = self.model.live.len() as u64;
         let unit = *self.dice.one_of(&[1, SECTOR, SECTOR, cluster, cluster]);
         let offset = self.dice.below(size / unit) * unit;
-        let most = *self.dice.one_of(&[unit, 3 * SECTOR, cluster * 2, cluster * 6]);
+        let most = *self
+            .dice
+            .one_of(&[unit, 3 * SECTOR, cluster * 6, cluster * 80, cluster * 80]);
         let len = (self.dice.below(most / unit) + 1) * unit;
-        let len = len.min(size - offset);
+        let len = len.min(size - offset).min(MOST);
         let kind = self.dice.below(100);
         match kind {
             0..42 => Request::Write { offset, len },

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use catena_engine::{Disk, GuestOffset, Image, Raw, Stack};
+use catena_engine::qcow2::bitmap::Ground;
+use catena_engine::{Disk, GuestOffset, Image, Qcow2Disk, Raw, Stack};
 use catena_format::qcow2::{ClusterBits, Compression, CreateOptions, NewImage, Version};
 use catena_storage::LocalFile;
 use catena_testkit::Folder;
@@ -27,6 +28,8 @@ pub struct Layout {
     pub backing: Option<u64>,
     /// Made by QEMU, with data, compressed clusters and an internal snapshot in it.
     pub used: bool,
+    /// Clusters that nobody uses but that are counted, so that tables of refcounts are nearly full.
+    pub leaked: u64,
 }
 
 const PLAIN: Layout = Layout {
@@ -41,6 +44,7 @@ const PLAIN: Layout = Layout {
     data_file: None,
     backing: None,
     used: false,
+    leaked: 0,
 };
 
 /// Clusters of one sector: tables are small, so there are many, and they grow soon.
@@ -59,6 +63,12 @@ pub const SMALLEST: &[Layout] = &[
         name: "512 byte clusters, refcounts of 64 bits, over a backing image",
         refcount_order: 6,
         backing: Some((80 << 10) + 512),
+        ..PLAIN
+    },
+    Layout {
+        name: "512 byte clusters, refcounts of 64 bits, the refcount table nearly full",
+        refcount_order: 6,
+        leaked: 3990,
         ..PLAIN
     },
 ];
@@ -196,7 +206,11 @@ impl Layout {
             Arc::new(Raw::open(Arc::new(store)).unwrap()) as Arc<dyn Image>
         });
         Start {
-            image: if self.used { self.by_qemu() } else { self.created() },
+            image: if self.used {
+                self.by_qemu()
+            } else {
+                self.leak(self.created())
+            },
             data_file: self
                 .data_file
                 .map(|raw| Content::zeros(if raw { self.size } else { 0 })),
@@ -224,6 +238,17 @@ impl Layout {
             content.write(&bytes, offset);
         }
         content
+    }
+
+    fn leak(&self, content: Content) -> Content {
+        if self.leaked == 0 {
+            return content;
+        }
+        let store = Arc::new(Shared::from(content));
+        let disk = Qcow2Disk::open(store.clone(), None, None).unwrap();
+        disk.allocate(self.leaked).unwrap();
+        disk.close().unwrap();
+        store.content()
     }
 
     fn by_qemu(&self) -> Content {

@@ -1,0 +1,12 @@
+//! Cutting images off from power, far more often than the tests do.
+
+use crate::run::{cargo, run};
+use anyhow::Result;
+
+/// Runs the crash histories over so many cuts, other ones than the tests make, in a build as users have it.
+pub fn crash(cuts: usize) -> Result<()> {
+    let mut test = cargo();
+    test.args(["test", "--release", "-p", "catena-engine", "--test", "crash"]);
+    test.args(["survive", "--", "--nocapture"]);
+    run(test.env("CATENA_CRASH_CUTS", cuts.to_string()))
+}
