@@ -355,7 +355,7 @@ impl Qcow2Disk {
         let now = self.header().autoclear;
         let kept = now.intersection(Autoclear::KNOWN);
         if kept != now && self.v3 {
-            self.write_header_fields(&[(88, &kept.bits().to_be_bytes())], true)?;
+            self.write_header_fields(&[(88, &kept.bits().to_be_bytes())])?;
             self.header
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -365,8 +365,9 @@ impl Qcow2Disk {
         Ok(())
     }
 
-    /// Changes fields of the header's first sector, in one write.
-    pub(super) fn write_header_fields(&self, fields: &[(usize, &[u8])], durable: bool) -> Result<()> {
+    /// Changes fields of the header's first sector, durably and in one write: where there is no space for it nothing was
+    /// written.
+    pub(super) fn write_header_fields(&self, fields: &[(usize, &[u8])]) -> Result<()> {
         let mut sector = vec![0; SECTOR as usize];
         self.storage.read_at(&mut sector, 0)?;
         for (offset, field) in fields {
@@ -375,10 +376,13 @@ impl Qcow2Disk {
             }
         }
         self.attempt(self.storage.write_all_at(&sector, 0))?;
-        if durable {
-            self.attempt(self.storage.flush())?;
-        }
-        Ok(())
+        self.sync_header()
+    }
+
+    /// Makes the header durable. One that may or may not be on the disk leaves nothing to go on with.
+    pub(super) fn sync_header(&self) -> Result<()> {
+        self.attempt(self.storage.flush())
+            .inspect_err(|error| self.poison(error.full()))
     }
 
     /// Whether something failed that leaves the disk in the unknown.
@@ -429,7 +433,7 @@ impl Qcow2Disk {
             let incompatible = header.incompatible | Incompatible::CORRUPT;
             // Where even that fails the first error says more.
             if self
-                .write_header_fields(&[(72, &incompatible.bits().to_be_bytes())], true)
+                .write_header_fields(&[(72, &incompatible.bits().to_be_bytes())])
                 .is_ok()
             {
                 header.incompatible = incompatible;

@@ -163,17 +163,10 @@ impl Qcow2Disk {
 
     fn switch_refcounts(&self, taken: &mut Taken) -> Result<()> {
         if let Some((place, _)) = &taken.refcounts.table {
-            self.write_header_fields(
-                &[
-                    (48, &place.offset.to_be_bytes()),
-                    (56, &place.clusters.to_be_bytes()),
-                ],
-                false,
-            )
-            // A header that may or may not have been written leaves nothing to go on with.
-            .inspect_err(|error| self.poison(error.full()))?;
-            self.attempt(self.storage.flush())
-                .inspect_err(|error| self.poison(error.full()))?;
+            self.write_header_fields(&[
+                (48, &place.offset.to_be_bytes()),
+                (56, &place.clusters.to_be_bytes()),
+            ])?;
             let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
             header.refcount_table_offset = place.offset;
             header.refcount_table_clusters = place.clusters;

@@ -63,7 +63,7 @@ impl Qcow2Disk {
             .and_then(|()| self.flush_all())
             .and_then(|()| match bitmaps {
                 true => self.switch_size_with_bitmaps(new_size),
-                false => self.write_header_fields(&[(24, &new_size.to_be_bytes())], true),
+                false => self.write_header_fields(&[(24, &new_size.to_be_bytes())]),
             });
         match grown {
             Ok(()) => {
@@ -127,9 +127,7 @@ impl Qcow2Disk {
         self.write_section(&table, offset, Section::ActiveL1)?;
         self.attempt(self.storage.flush())?;
         let count = u32::try_from(entries).unwrap_or(u32::MAX);
-        self.write_header_fields(&[(36, &count.to_be_bytes()), (40, &offset.to_be_bytes())], true)
-            // A header that may or may not have been written leaves nothing to go on with.
-            .inspect_err(|error| self.poison(error.full()))?;
+        self.write_header_fields(&[(36, &count.to_be_bytes()), (40, &offset.to_be_bytes())])?;
         let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
         l1.entries.resize(usize::try_from(entries).unwrap_or_default(), 0);
         drop(l1);

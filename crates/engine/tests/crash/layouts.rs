@@ -1,7 +1,8 @@
 //! The images that histories begin with: every layout there is, as small as shows all of it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use catena_engine::qcow2::bitmap::Ground;
 use catena_engine::{Disk, GuestOffset, Image, Qcow2Disk, Raw, Stack};
@@ -216,6 +217,17 @@ impl Layout {
                 .map(|raw| Content::zeros(if raw { self.size } else { 0 })),
             backing,
         }
+    }
+
+    /// The same for each history: QEMU is asked once.
+    fn image(&self) -> Content {
+        static MADE: Mutex<BTreeMap<&'static str, Content>> = Mutex::new(BTreeMap::new());
+        let mut made = MADE.lock().unwrap();
+        let image = made.entry(self.name).or_insert_with(|| match self.used {
+            true => self.by_qemu(),
+            false => self.leak(self.created()),
+        });
+        image.clone()
     }
 
     fn created(&self) -> Content {

@@ -49,13 +49,19 @@ impl Ground for Qcow2Disk {
         let old = Self::header(self);
         let size = usize::try_from(self.cluster_size()).unwrap_or_default();
         let area = StorageBytes::new(&*self.storage)?.read_exact(0, size)?;
+        let mut outcome = Ok(());
         for (offset, bytes) in rewrite::plan(&area, &old, header)? {
-            let written = self
+            outcome = self
                 .attempt(self.storage.write_all_at(&bytes, offset))
-                .and_then(|()| self.attempt(self.storage.flush()));
-            // A header that may or may not have been written leaves nothing to go on with.
-            written.inspect_err(|error| self.poison(error.full()))?;
+                .and_then(|()| self.sync_header());
+            if outcome.is_err() {
+                break;
+            }
         }
+        if self.check_poison().is_err() {
+            return outcome;
+        }
+        // Where there was no space, the header is one of those on the way, each of which is whole.
         let now = Header::read(&StorageBytes::new(&*self.storage)?)?;
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(gone) = old.bitmaps() {
@@ -73,7 +79,7 @@ impl Ground for Qcow2Disk {
         // What is recorded from here on is recorded in these.
         let recorder = Recorder::read(&now, &*self.storage)?;
         *self.recorder.write().unwrap_or_else(PoisonError::into_inner) = recorder.map(Arc::new);
-        Ok(())
+        outcome
     }
 
     fn free(&self, run: Run) -> Result<()> {
