@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use catena_engine::qcow2::bitmap::{Bitmaps, Bits, NewBitmap, stored};
+use catena_engine::qcow2::bitmap::stored;
 use catena_engine::qcow2::check::{CheckOptions, check};
-use catena_engine::{Disk, GuestOffset, Image, Qcow2, Qcow2Disk, StorageBytes, Unmap, WritableDisk};
-use catena_format::Bytes;
-use catena_format::qcow2::{Extension, Header, Version, rewrite};
+use catena_engine::{Disk, GuestOffset, Image, Qcow2, Qcow2Disk, Unmap, WritableDisk};
 use catena_storage::Storage;
 use catena_testkit::Dice;
 use catena_testkit::storage::{Content, Cut, Log, Recording, SECTOR, Shared};
@@ -24,13 +22,13 @@ pub struct History {
     pub model: Model,
     /// The step that is taken, or was taken last; the first is 1.
     pub step: u64,
-    image: Arc<Recording>,
+    pub image: Arc<Recording>,
     data_file: Option<Arc<Recording>>,
     /// What the disk writes to: the recordings, or something in front of them.
     stores: (Arc<dyn Storage>, Option<Arc<dyn Storage>>),
     backing: Option<Arc<dyn Image>>,
     disk: Option<Qcow2Disk>,
-    dice: Dice,
+    pub dice: Dice,
     /// What was done, for messages.
     pub done: Vec<String>,
 }
@@ -169,96 +167,6 @@ impl History {
         drop(self.disk.take());
     }
 
-    /// Does something to the image as a whole.
-    fn maintain(&mut self) {
-        match self.dice.below(4) {
-            0 => self.relink(),
-            1 => self.grow(),
-            _ => self.bitmaps(),
-        }
-    }
-
-    /// The header names another backing image, which holds the same.
-    fn relink(&mut self) {
-        self.close();
-        let bytes = StorageBytes::new(&*self.image).unwrap();
-        let old = Header::read(&bytes).unwrap();
-        let mut new = old.clone();
-        if let Some(backing) = &mut new.backing {
-            backing.name = vec![b'a'; 1 + self.dice.index(60)];
-        }
-        let kind = 0xca7e_0001;
-        new.extensions.retain(|extension| extension.kind() != kind);
-        if old.version == Version::V3 {
-            let data = vec![0xee; self.dice.index(24)];
-            new.extensions.push(Extension::Unknown { kind, data });
-        }
-        let area = bytes.read_some(0, old.cluster_bits.size() as usize).unwrap();
-        // A small first cluster may be full.
-        let plan = rewrite::plan(&area, &old, &new).unwrap_or_default();
-        self.note(&format!("header rewritten in {} writes", plan.len()));
-        for (offset, bytes) in plan {
-            self.image.write_all_at(&bytes, offset).unwrap();
-            self.image.flush().unwrap();
-        }
-    }
-
-    /// The disk becomes larger, at once; what it held before is durable then.
-    fn grow(&mut self) {
-        let size = self.model.live.len() as u64;
-        let grown = size + (1 + self.dice.below(24)) * SECTOR;
-        if grown > self.layout.size * 3 / 2 {
-            return;
-        }
-        self.note(&format!("grows from {size} to {grown}"));
-        self.disk().grow(grown).unwrap();
-        let mut live = self.model.live.clone();
-        live.resize(grown as usize, 0);
-        let snapshots = self.model.snapshots().clone();
-        self.model.replaced(self.step, live, snapshots);
-    }
-
-    /// Persistent bitmaps come, go and change.
-    fn bitmaps(&mut self) {
-        if self.layout.version == Version::V2 {
-            return;
-        }
-        self.close();
-        let kind = self.dice.below(4);
-        let name = format!("bitmap {}", self.dice.below(3));
-        let bit = self.dice.below(self.model.live.len() as u64);
-        self.note(&format!("bitmaps, {kind}, {name}"));
-        let size = self.model.live.len() as u64;
-        let disk = self.disk();
-        let mut bitmaps = Bitmaps::read(disk).unwrap();
-        let there = bitmaps.list().any(|bitmap| bitmap.name == name);
-        let mut records = None;
-        if !there {
-            bitmaps
-                .add(&NewBitmap {
-                    name: name.clone(),
-                    granularity: Some(512),
-                    enabled: kind != 0,
-                })
-                .unwrap();
-            records = Some(true);
-        } else if kind == 0 {
-            bitmaps.remove(&name).unwrap();
-            records = Some(false);
-        } else if kind == 1 {
-            bitmaps.clear(&name).unwrap();
-            records = Some(true);
-        } else {
-            let mut bits = Bits::new(size, 512);
-            bits.set(bit..bit + 5000);
-            bitmaps.merge(&name, &bits, disk).unwrap();
-        }
-        bitmaps.store(disk).unwrap();
-        if let Some(there) = records {
-            self.model.clean(self.step, &name, there);
-        }
-    }
-
     /// Draws what the guest asks for next.
     pub fn draw(&mut self) -> Request {
         let cluster = 1 << self.layout.cluster_bits;
@@ -391,14 +299,18 @@ impl History {
     }
 }
 
-/// No worse than leaks, by our own check.
-pub fn sound(store: &dyn Storage) -> Result<(), String> {
-    let options = CheckOptions {
+/// What a check of a small image may use.
+pub fn check_options() -> CheckOptions {
+    CheckOptions {
         threads: 1,
         findings: 8,
         ..CheckOptions::default()
-    };
-    let report = check(store, &options).map_err(|error| error.full())?;
+    }
+}
+
+/// No worse than leaks, by our own check.
+pub fn sound(store: &dyn Storage) -> Result<(), String> {
+    let report = check(store, &check_options()).map_err(|error| error.full())?;
     match report.is_sound() {
         true => Ok(()),
         false => Err(format!("{:?} {:?}", report.totals, report.findings)),

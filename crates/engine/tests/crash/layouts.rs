@@ -207,11 +207,7 @@ impl Layout {
             Arc::new(Raw::open(Arc::new(store)).unwrap()) as Arc<dyn Image>
         });
         Start {
-            image: if self.used {
-                self.by_qemu()
-            } else {
-                self.leak(self.created())
-            },
+            image: self.image(),
             data_file: self
                 .data_file
                 .map(|raw| Content::zeros(if raw { self.size } else { 0 })),

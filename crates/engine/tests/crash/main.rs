@@ -10,4 +10,5 @@ mod cuts;
 mod faults;
 mod history;
 mod layouts;
+mod maintain;
 mod model;
