@@ -440,14 +440,14 @@ fn qcow2_options(
 
 /// Cluster size and what depends on it.
 pub fn check_cluster_size(cluster_size: u64, extended_l2: bool, old: bool) -> Result<(), String> {
-    if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {
-        return Err("Cluster size must be a power of two between 512 and 2048k".to_owned());
-    }
     if extended_l2 && old {
         return Err(
             "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)"
                 .to_owned(),
         );
+    }
+    if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {
+        return Err("Cluster size must be a power of two between 512 and 2048k".to_owned());
     }
     if extended_l2 && cluster_size < 16_384 {
         return Err(

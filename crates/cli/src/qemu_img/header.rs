@@ -85,7 +85,8 @@ impl Fields<'_> {
         }
         let method = self.u32(32);
         if method > 2 {
-            return Some(format!("Unsupported encryption method {method}"));
+            // It is a signed number to QEMU.
+            return Some(format!("Unsupported encryption method {}", method.cast_signed()));
         }
         let refcount_clusters = u64::from(self.u32(56));
         if refcount_clusters == 0 && !check {
@@ -155,12 +156,12 @@ impl Fields<'_> {
             let offset = usize::try_from(at).ok()?;
             let (kind, length) = (self.u32(offset), self.u32(offset + 4));
             at += 8;
-            if kind == 0 {
-                return None;
-            }
             if at > end || u64::from(length) > end - at {
                 done = true;
                 return Some(Err("Header extension too large".to_owned()));
+            }
+            if kind == 0 {
+                return None;
             }
             at += u64::from(length).next_multiple_of(8);
             Some(Ok((kind, offset + 8, length)))

@@ -138,6 +138,15 @@ fn whole_chain(opened: &Opened, shared: bool) -> Result<Vec<Image>> {
     Ok(images)
 }
 
+/// A raw image's last sector counts although it is not whole; one that a qcow2 header speaks of does not.
+fn whole_sectors(layer: &Layer, unsized_offset: u64) -> u64 {
+    let size = layer.virtual_size().unwrap_or_default();
+    match layer.header {
+        Some(_) => size - size % 512,
+        None => size.saturating_sub(unsized_offset).next_multiple_of(512),
+    }
+}
+
 fn looped(name: &str) -> program::Failure {
     error(format!("Backing file '{name}' creates an infinite loop."))
 }
@@ -200,7 +209,10 @@ impl Image {
         let backing = header.and_then(|header| header.backing.as_ref()).map(|backing| {
             let recorded = String::from_utf8_lossy(&backing.name).into_owned();
             BackingName {
-                full: nodes::beside(&node.filename, &recorded),
+                full: match nodes::protocol_of(&recorded) {
+                    Some(_) => recorded.clone(),
+                    None => nodes::beside(&node.filename, &recorded),
+                },
                 recorded,
                 format: header
                     .and_then(Header::backing_format)
@@ -221,11 +233,7 @@ impl Image {
                 _ if node.bare => file.protocol,
                 _ => "raw",
             },
-            virtual_size: layer
-                .virtual_size()
-                .unwrap_or_default()
-                .saturating_sub(unsized_offset)
-                .next_multiple_of(512),
+            virtual_size: whole_sectors(layer, unsized_offset),
             allocated,
             encrypted: header.is_some_and(|header| header.crypt != CryptMethod::None),
             cluster_size: header.map(|header| header.cluster_bits.size()),

@@ -9,7 +9,8 @@ use super::program::{self, Program, Result, error, output_is_json, usage};
 use super::size;
 use super::subclusters::Subclusters;
 use catena::open::Sharing;
-use catena_engine::{Extent, ExtentKind, FileRole, GuestOffset, Image};
+use catena::{Disk, Stack};
+use catena_engine::{Extent, ExtentKind, FileRole, GuestOffset, HostOffset, Image};
 use catena_format::Format;
 use catena_storage::SpanKind;
 use std::io::Write;
@@ -425,5 +426,57 @@ impl MapLayer {
             done += len;
         }
         Ok(())
+    }
+}
+
+/// A disk whose extents are those of its map, so that holes are zeros only where QEMU knows of them.
+pub struct Mapped {
+    map: Map,
+    disk: Stack,
+}
+
+impl Mapped {
+    /// Of an image with what it stands on.
+    pub fn new(opened: &Opened) -> Result<Self> {
+        Ok(Self {
+            map: Map::new(opened)?,
+            disk: opened.disk()?,
+        })
+    }
+}
+
+impl Disk for Mapped {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: GuestOffset) -> catena::Result<()> {
+        self.disk.read_at(buf, offset)
+    }
+
+    fn extents(&self, offset: GuestOffset, end: GuestOffset) -> catena::Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        let to = end.0.min(offset.0.saturating_add(PIECE));
+        let walked = self.map.walk(offset.0, to, |entry| {
+            Extent {
+                start: GuestOffset(entry.start),
+                len: entry.length,
+                kind: match entry.zero {
+                    true => ExtentKind::Zero { offset: None },
+                    false => ExtentKind::Data {
+                        file: FileRole::Image,
+                        offset: HostOffset(entry.start),
+                    },
+                },
+                layer: 0,
+            }
+            .push_to(&mut extents);
+            Ok(())
+        });
+        match walked {
+            Ok(()) => Ok(extents),
+            // The map cannot be read; the disk says why.
+            Err(_) => self.disk.extents(offset, end),
+        }
     }
 }

@@ -5,6 +5,7 @@ use super::create_options::{Chosen, Use, creatable};
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
 use super::keyval;
+use super::map::Mapped;
 use super::nodes;
 use super::objects::Objects;
 use super::open::{self, Named, Purpose};
@@ -100,7 +101,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
                     .snapshot(snapshot)
                     .map_err(|text| error(format!("Failed to load snapshot: {text}")))?,
             ),
-            None => Arc::new(opened.disk()?),
+            None => Arc::new(Mapped::new(opened)?),
         }),
     };
     if !matches!(target.as_str(), "raw" | "qcow2") {

@@ -64,7 +64,12 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             ..Purpose::default()
         },
     )?;
-    let present = opened.top()?.virtual_size().unwrap_or_default().cast_signed();
+    let present = opened
+        .top()?
+        .virtual_size()
+        .unwrap_or_default()
+        .next_multiple_of(512)
+        .cast_signed();
     let size = wanted.from(present);
     if size <= 0 {
         return Err(error("New image size must be positive"));

@@ -54,7 +54,8 @@ impl Lab {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn images(&self) -> PathBuf {
+    /// Where they are.
+    pub fn images(&self) -> PathBuf {
         self.template.path().join("images")
     }
 

@@ -1,8 +1,10 @@
 //! Our qemu-img beside the real one: the same command lines on the same images, and the same text, status, and images afterwards.
 #![cfg(test)]
 
+mod generated;
 mod lab;
 
+use generated::Dice;
 use lab::{Lab, split};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,6 +58,48 @@ fn the_table_of_command_lines_is_answered_as_by_qemu_img() {
         .map(str::to_owned)
         .collect();
     compare(&lab, &cases);
+}
+
+#[test]
+fn drawn_questions_are_answered_as_by_qemu_img() {
+    let lab = Lab::new(&[]);
+    let names = generated::images(24, 7, &lab.images());
+    let mut dice = Dice::new(1);
+    let lines: Vec<_> = (0..900).map(|_| generated::question(&mut dice, &names)).collect();
+    compare(&lab, &lines);
+}
+
+#[test]
+fn drawn_copies_and_changes_are_those_of_qemu_img() {
+    let lab = Lab::new(&[]);
+    let names = generated::images(16, 9, &lab.images());
+    let mut dice = Dice::new(2);
+    let lines: Vec<_> = (0..600).map(|_| generated::copy(&mut dice, &names)).collect();
+    compare(&lab, &lines);
+}
+
+#[test]
+fn drawn_new_images_are_those_of_qemu_img() {
+    let lab = Lab::new(&[]);
+    let mut dice = Dice::new(3);
+    let lines: Vec<_> = (0..900).map(|_| generated::creation(&mut dice)).collect();
+    compare(&lab, &lines);
+}
+
+#[test]
+fn damaged_headers_are_refused_in_the_words_of_qemu_img() {
+    let lines = CASES.lines().filter_map(|line| line.strip_prefix("! "));
+    let mut setup: Vec<_> = lines.map(str::to_owned).collect();
+    let mut dice = Dice::new(4);
+    let mut cases = Vec::new();
+    for number in 0..250 {
+        let (command, name) = generated::damage(&mut dice, number);
+        setup.push(command);
+        cases.push(format!("info -f qcow2 {name}"));
+        cases.push(format!("map -f qcow2 {name}"));
+    }
+    let setup: Vec<_> = setup.iter().map(String::as_str).collect();
+    compare(&Lab::new(&setup), &cases);
 }
 
 #[test]
