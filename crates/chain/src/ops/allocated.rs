@@ -195,6 +195,18 @@ fn l2_table(places: &Places, index: u64) -> Result<Vec<u8>> {
     Ok(table)
 }
 
+/// Writes zeros to the first block of a new file that is else a hole, as QEMU does: programs that open it past the host's cache find
+/// out by it which alignment they need.
+pub(super) fn first_block(storage: &dyn Storage, size: u64) -> Result<()> {
+    const BLOCK: u64 = 4096;
+    const SECTOR: u64 = 512;
+    match size {
+        0 => Ok(()),
+        BLOCK.. => write_zeros(storage, 0, BLOCK),
+        _ => write_zeros(storage, 0, SECTOR.min(size)),
+    }
+}
+
 /// Writes zeros as bytes.
 pub(super) fn write_zeros(storage: &dyn Storage, from: u64, to: u64) -> Result<()> {
     let zeros = vec![0; usize::try_from(PIECE).unwrap_or_default()];

@@ -18,7 +18,8 @@ pub struct Request {
     pub bytes: usize,
     /// Where the first one is.
     pub offset: u64,
-    /// How far each is behind the one before; as far as it is long where `None`. Behind the end of the disk it goes on at its start.
+    /// How far each is behind the one before; as far as it is long where `None`. Behind the end of the disk it goes on at its start; what
+    /// reaches across the end fails.
     pub step: Option<u64>,
     /// Whether they write, and what.
     pub write: Option<Write>,
@@ -67,23 +68,21 @@ impl Target<'_> {
 /// Sends the requests, and tells how long they took.
 pub fn bench(request: &Request, target: Target<'_>, observer: &dyn Observer) -> Result<Duration> {
     let size = target.size();
-    let last = size
-        .checked_sub(request.bytes as u64)
-        .filter(|_| request.bytes > 0);
-    let room =
-        last.ok_or_else(|| Error::new(ErrorKind::OutOfBounds, "the disk is smaller than a request"))? + 1;
     let step = request.step.unwrap_or(request.bytes as u64);
     let next = AtomicU64::new(0);
     let stopped = AtomicBool::new(false);
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     let begun = Instant::now();
     let one = |number: u64, buffer: &mut [u8]| -> Result<()> {
-        let place = number
-            .wrapping_mul(step)
-            .checked_add(request.offset)
-            .unwrap_or_default()
-            .checked_rem(room)
-            .unwrap_or_default();
+        // The first one is where it was asked for, be that on the disk or not.
+        let place = match number {
+            0 => Some(request.offset),
+            _ => number
+                .checked_mul(step)
+                .and_then(|far| far.checked_add(request.offset))
+                .and_then(|far| far.checked_rem(size)),
+        };
+        let place = place.ok_or_else(|| Error::new(ErrorKind::OutOfBounds, "a request lies nowhere"))?;
         let at = GuestOffset(place);
         match (target, request.write) {
             (Target::Write(disk), Some(write)) => {

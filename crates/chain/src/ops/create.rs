@@ -195,7 +195,11 @@ impl Plan {
     pub(super) fn execute_at(&self, path: &Path, existing: Existing) -> Result<()> {
         let mut created = Created(Vec::new());
         let data_file = match &self.data_file {
-            Some(path) => Some(create_file(path, self.size, &[], self.existing, &mut created)?),
+            Some(path) => {
+                let file = create_file(path, self.size, &[], self.existing, &mut created)?;
+                allocated::first_block(&file, self.size)?;
+                Some(file)
+            }
             None => None,
         };
         match &self.image {
@@ -242,7 +246,7 @@ impl Plan {
 /// Allocates a raw file.
 fn fill(file: &LocalFile, size: u64, preallocation: Preallocation) -> Result<()> {
     match preallocation {
-        Preallocation::Off | Preallocation::Metadata => return Ok(()),
+        Preallocation::Off | Preallocation::Metadata => allocated::first_block(file, size)?,
         Preallocation::Falloc => file.allocate(0, size)?,
         Preallocation::Full => allocated::write_zeros(file, 0, size)?,
     }

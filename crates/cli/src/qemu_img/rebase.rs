@@ -201,6 +201,12 @@ impl Said {
             let name = open::backing_name(opened.names.first()?, wanted);
             opened.names.iter().skip(1).position(|known| *known == name)
         });
+        let old_size = opened
+            .chain
+            .layers
+            .get(1)
+            .and_then(Layer::virtual_size)
+            .unwrap_or_default();
         let mut steps = Vec::new();
         let (mut at, mut compared, mut now) = (0, 0, 0.0_f32);
         let mut run: Option<(u64, u64)> = None;
@@ -226,15 +232,22 @@ impl Said {
                 let answered = extent.kind != ExtentKind::Unallocated;
                 let own = answered && depth == 0;
                 let kept = shared_from.is_some_and(|from| !answered || depth > from);
-                if own || kept {
-                    if let Some((from, to)) = run.take() {
-                        add(from, to);
-                    }
-                } else {
-                    let from = run.map_or(extent.start.0, |(from, _)| from);
-                    run = Some((from, extent.end().0));
-                }
+                // Behind the end of the old backing image nothing is known to stay.
+                let known_to = if own { u64::MAX } else { old_size };
                 at = extent.end().0;
+                let settled = match own || kept {
+                    true => at.min(known_to).max(extent.start.0),
+                    false => extent.start.0,
+                };
+                if settled > extent.start.0
+                    && let Some((from, to)) = run.take()
+                {
+                    add(from, to);
+                }
+                if settled < at {
+                    let from = run.map_or(settled, |(from, _)| from);
+                    run = Some((from, at));
+                }
             }
         }
         if let Some((from, to)) = run {

@@ -7,6 +7,7 @@ use crate::addr::GuestOffset;
 use crate::disk::{Disk, Unmap};
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::limits;
+use catena_storage::{SpanKind, Storage};
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -191,7 +192,7 @@ impl Qcow2Disk {
         let store = self.data_storage();
         match how {
             Preallocation::Metadata if untouched => Ok(()),
-            Preallocation::Metadata => self.attempt(store.write_zeroes(host, len)),
+            Preallocation::Metadata => self.attempt(clear(store, host, len)),
             Preallocation::Falloc => {
                 if !untouched {
                     self.attempt(store.write_zeroes(host, len))?;
@@ -213,4 +214,21 @@ impl Qcow2Disk {
         }
         .inspect(|()| self.wrote(host, if how == Preallocation::Metadata { 0 } else { len }))
     }
+}
+
+/// Makes a range zeros where it is not a hole.
+fn clear(store: &dyn Storage, offset: u64, len: u64) -> catena_storage::Result<()> {
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    while at < end {
+        let Some(span) = store.span_at(at)? else {
+            return store.write_zeroes(at, end - at);
+        };
+        let to = span.offset.saturating_add(span.len).clamp(at + 1, end);
+        if span.kind == SpanKind::Data {
+            store.write_zeroes(at, to - at)?;
+        }
+        at = to;
+    }
+    Ok(())
 }

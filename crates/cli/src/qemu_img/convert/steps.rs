@@ -151,7 +151,10 @@ fn follows(first: &Extent, next: &Extent) -> bool {
                 offset: next_offset,
             },
         ) => file == next_file && offset.0.checked_add(first.len) == Some(next_offset.0),
-        (ExtentKind::Compressed { .. }, _) => false,
-        _ => true,
+        (ExtentKind::Zero { offset }, ExtentKind::Zero { offset: next }) => {
+            offset.is_some() == next.is_some()
+        }
+        (ExtentKind::Unallocated, ExtentKind::Unallocated) => true,
+        _ => false,
     }
 }
