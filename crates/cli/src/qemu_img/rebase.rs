@@ -233,7 +233,10 @@ impl Said {
                 let own = answered && depth == 0;
                 let kept = shared_from.is_some_and(|from| !answered || depth > from);
                 // Behind the end of the old backing image nothing is known to stay.
-                let known_to = if own { u64::MAX } else { old_size };
+                let known_to = match own || shared_from == Some(0) {
+                    true => u64::MAX,
+                    false => old_size,
+                };
                 at = extent.end().0;
                 let settled = match own || kept {
                     true => at.min(known_to).max(extent.start.0),

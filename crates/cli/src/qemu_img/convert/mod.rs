@@ -16,7 +16,7 @@ use super::target::Target as OpenTarget;
 use super::{errno, help, keyval};
 use catena::ops::convert::{self, Request, Shared, Target};
 use catena::ops::{Concatenated, Input, Moving, Observer, copy};
-use catena::{Error, Policy};
+use catena::{Error, Layer, Policy};
 use catena_engine::{Disk, GuestOffset};
 use said::{OPTIONS, Said};
 use std::sync::Arc;
@@ -246,12 +246,12 @@ impl Conversion<'_> {
             .map(|disk| disk.header().cluster_bits.size());
         let cutting = steps::Cutting {
             cluster,
-            align: alignment(sources),
+            sources: pieces(sources),
             everything: sparse == 0,
             shared,
         };
         if said.progress && !said.quiet {
-            let steps = steps::steps(&*source, cutting).map_err(|failed| error(failed.full()))?;
+            let steps = steps::steps(&*source, &cutting).map_err(|failed| error(failed.full()))?;
             self.percent.expect(steps);
         }
         let failures = Arc::new(Failures::default());
@@ -318,13 +318,17 @@ impl Observer for Watcher<'_> {
     }
 }
 
-/// The largest cluster of the sources.
-fn alignment(sources: &[Opened]) -> u64 {
-    let clusters = sources.iter().filter_map(|source| {
-        let header = source.chain.active()?.header.as_ref()?;
-        Some(header.cluster_bits.size())
-    });
-    clusters.max().unwrap_or(SECTOR)
+/// Where each source ends, and its clusters.
+fn pieces(sources: &[Opened]) -> Vec<(u64, u64)> {
+    let mut end = 0_u64;
+    let piece = |source: &Opened| {
+        let layer = source.chain.active();
+        let size = layer.and_then(Layer::virtual_size).unwrap_or_default();
+        end = end.saturating_add(size.next_multiple_of(SECTOR));
+        let header = layer.and_then(|layer| layer.header.as_ref());
+        (end, header.map_or(SECTOR, |header| header.cluster_bits.size()))
+    };
+    sources.iter().map(piece).collect()
 }
 
 /// Compressed clusters have the place they get, and are not encrypted.

@@ -6,12 +6,12 @@ use catena_engine::{Disk, Extent, ExtentKind, GuestOffset, Result};
 const PIECE: u64 = 2 << 20;
 
 /// What makes the pieces.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Cutting {
     /// Bytes of a cluster, where clusters are compressed one by one.
     pub cluster: Option<u64>,
-    /// What pieces of the source end at, where they are longer: its clusters.
-    pub align: u64,
+    /// The sources: where each ends, and what its pieces end at where they are longer, which is its clusters.
+    pub sources: Vec<(u64, u64)>,
     /// Whether zeros are written as data.
     pub everything: bool,
     /// Whether what the active image does not answer for is left to the target's backing image.
@@ -26,7 +26,7 @@ enum What {
 }
 
 /// How many bytes are moved, and what is said when so many of them are: only what is a hundredth apart.
-pub fn steps(disk: &dyn Disk, cutting: Cutting) -> Result<Vec<(u64, f32)>> {
+pub fn steps(disk: &dyn Disk, cutting: &Cutting) -> Result<Vec<(u64, f32)>> {
     let mut total = 0_u64;
     walk(disk, cutting, |len| total = total.saturating_add(len))?;
     let mut steps: Vec<(u64, f32)> = Vec::new();
@@ -42,7 +42,7 @@ pub fn steps(disk: &dyn Disk, cutting: Cutting) -> Result<Vec<(u64, f32)>> {
     Ok(steps)
 }
 
-fn walk(disk: &dyn Disk, cutting: Cutting, mut moved: impl FnMut(u64)) -> Result<()> {
+fn walk(disk: &dyn Disk, cutting: &Cutting, mut moved: impl FnMut(u64)) -> Result<()> {
     let size = disk.size();
     let piece = cutting.cluster.unwrap_or(PIECE);
     let mut runs = Runs {
@@ -59,8 +59,15 @@ fn walk(disk: &dyn Disk, cutting: Cutting, mut moved: impl FnMut(u64)) -> Result
             run = runs.next()?;
         }
         let Some((mut what, end)) = run else { break };
+        let index = cutting.sources.partition_point(|(end, _)| *end <= at);
+        let (own_end, align) = cutting.sources.get(index).copied().unwrap_or((size, 1));
+        let own_start = index
+            .checked_sub(1)
+            .and_then(|before| cutting.sources.get(before))
+            .map_or(0, |(end, _)| *end);
+        let end = end.min(own_end);
         let mut len = end - at;
-        let tail = end % cutting.align.max(1);
+        let tail = (end - own_start) % align.max(1);
         if len > tail {
             len -= tail;
         }
@@ -87,7 +94,7 @@ fn walk(disk: &dyn Disk, cutting: Cutting, mut moved: impl FnMut(u64)) -> Result
 /// Stretches that QEMU sees as one.
 struct Runs<'a> {
     disk: &'a dyn Disk,
-    cutting: Cutting,
+    cutting: &'a Cutting,
     extents: std::vec::IntoIter<Extent>,
     ahead: Option<Extent>,
     at: u64,
