@@ -4,6 +4,7 @@
 //! which every instant keeps the guest's view. Running a finished operation again finds nothing to do.
 
 mod allocated;
+pub mod amend;
 pub mod bench;
 pub mod bitmap;
 pub mod check;

@@ -1,5 +1,6 @@
 //! The verbs. Each file has an `Args` that clap fills in and a `run` that does it and gives the exit status.
 
+pub mod amend;
 pub mod bench;
 pub mod bitmap;
 mod change;
@@ -67,6 +68,8 @@ pub enum Command {
     Check(check::Args),
     /// Make a disk larger or smaller
     Resize(resize::Args),
+    /// Change options of an image that exists
+    Amend(amend::Args),
     /// List, take, go back to and delete internal snapshots
     Snapshot(snapshot::Args),
     /// List and change persistent bitmaps
@@ -106,6 +109,7 @@ impl Command {
             Self::Measure(args) => measure::run(args),
             Self::Check(args) => check::run(args),
             Self::Resize(args) => resize::run(args),
+            Self::Amend(args) => amend::run(args),
             Self::Snapshot(args) => snapshot::run(args),
             Self::Bitmap(args) => bitmap::run(args),
             Self::Dd(args) => dd::run(args),

@@ -147,3 +147,21 @@ fn bitmaps_are_added_changed_listed_and_removed() {
     assert!(human.out.contains("records writes"), "{human:?}");
     failed(&images, "bitmap remove a.qcow2 one");
 }
+
+#[test]
+fn options_are_changed_and_the_guest_sees_the_same() {
+    let images = chain();
+    done(&images, "amend tuesday.qcow2 -f qcow2 -o compat=0.10");
+    shows_the_same(&images, "tuesday.qcow2");
+    assert!(images.img("info tuesday.qcow2").contains("compat: 0.10"));
+    done(&images, "amend tuesday.qcow2 -o compat=1.1,refcount_bits=64");
+    shows_the_same(&images, "tuesday.qcow2");
+    assert!(images.img("info tuesday.qcow2").contains("refcount bits: 64"));
+    let again = done(&images, "amend tuesday.qcow2 -o refcount_bits=64");
+    assert!(again.out.contains("has these options already"), "{again:?}");
+    let unknown = failed(&images, "amend tuesday.qcow2 -o cluster_size=4k");
+    assert!(
+        unknown.err.contains("no option that can be changed"),
+        "{unknown:?}"
+    );
+}
