@@ -151,6 +151,55 @@ const FILE: &[Description] = &[
     ),
 ];
 
+const AMEND: &[Description] = &[
+    option(
+        "encrypt.state",
+        Kind::Text,
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    option(
+        "encrypt.keyslot",
+        Kind::Number,
+        "Select a single keyslot to modify explicitly",
+    ),
+    option(
+        "encrypt.old-secret",
+        Kind::Text,
+        "Select all keyslots that match this password",
+    ),
+    option(
+        "encrypt.new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    option(
+        "encrypt.iter-time",
+        Kind::Number,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+    SIZE,
+    option(
+        "compat",
+        Kind::Text,
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    ),
+    option("backing_file", Kind::Text, "File name of a base image"),
+    option("backing_fmt", Kind::Text, "Image format of the base image"),
+    option("data_file", Kind::Text, "File name of an external data file"),
+    option(
+        "data_file_raw",
+        Kind::Switch,
+        "The external data file must stay valid as a raw image",
+    ),
+    with_default("lazy_refcounts", Kind::Switch, "off", "Postpone refcount updates"),
+    with_default(
+        "refcount_bits",
+        Kind::Number,
+        "16",
+        "Width of a reference count entry in bits",
+    ),
+];
+
 /// Options that have been given, and those that there are.
 #[derive(Clone, Debug)]
 pub struct Chosen {
@@ -165,6 +214,8 @@ pub enum Use {
     Create,
     /// The format alone.
     Format,
+    /// Changes to an image.
+    Amend,
 }
 
 /// The sentence for a format that cannot be created, if it is one of those.
@@ -198,6 +249,7 @@ impl Chosen {
     /// None given yet.
     pub fn of(format: &str, use_: Use) -> Self {
         let own = match (format, use_) {
+            ("qcow2", Use::Amend) => AMEND,
             ("qcow2", _) => QCOW2,
             ("file", _) => FILE,
             _ => RAW,

@@ -114,16 +114,30 @@ pub fn on_off(key: &str, value: &str) -> Result<bool, String> {
 
 /// A size.
 pub fn size(key: &str, value: &str) -> Result<u64, String> {
-    size::parse(value).map_err(|_| not_a_size(key))
+    size::parse(value).map_err(|why| match why {
+        size::SizeError::Invalid => not_a_size(key),
+        size::SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{key}'"),
+    })
 }
 
-/// A number.
+/// A number as C's `strtoull` reads it: hexadecimal or octal by its prefix, wrapped around where it is negative.
 pub fn number(key: &str, value: &str) -> Result<u64, String> {
-    let parsed = match value.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => value.parse(),
+    let text = value.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
-    parsed.map_err(|_| format!("Parameter '{key}' expects a number"))
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hexadecimal) => (16, hexadecimal),
+        None if digits.len() > 1 && digits.starts_with('0') => (8, digits),
+        None => (10, digits),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(format!("Parameter '{key}' expects a number"));
+    }
+    let number = u64::from_str_radix(digits, radix)
+        .map_err(|_| format!("Value '{value}' is too large for parameter '{key}'"))?;
+    Ok(if negative { number.wrapping_neg() } else { number })
 }
 
 /// The sentence for a size that is none.
@@ -152,5 +166,13 @@ mod tests {
         );
         assert!(is_list("a,,") && !is_list("a,") && !is_list(",a") && !is_list(""));
         assert!(asks_for_help("a=b,help") && asks_for_help("?") && !asks_for_help("a=help"));
+    }
+
+    #[test]
+    fn numbers_wrap_around_as_in_c() {
+        assert_eq!(number("n", " -1"), Ok(u64::MAX));
+        assert_eq!(number("n", "0x10"), Ok(16));
+        assert_eq!(number("n", "010"), Ok(8));
+        assert!(number("n", "16k").is_err() && number("n", "").is_err());
     }
 }

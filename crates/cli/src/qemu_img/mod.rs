@@ -3,7 +3,11 @@
 //! One file a subcommand. They read the command line in the order in which QEMU does, because scripts see which of several
 //! faults is told, say what is wrong in its words, and leave the work to the library. `docs/qemu-img.md` lists what differs.
 
+mod amend;
 mod bench;
+mod bitmap;
+mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -29,11 +33,13 @@ mod progress;
 mod qdict;
 mod rebase;
 mod resize;
+mod settle;
 mod size;
 mod snapshot;
 mod snapshots;
 mod subclusters;
 mod target;
+mod writing;
 
 use getopt::Takes::{Argument, Nothing};
 use getopt::{Key, Options, Parser, long};
@@ -48,6 +54,22 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command {
+        name: "amend",
+        run: amend::run,
+    },
+    Command {
+        name: "bitmap",
+        run: bitmap::run,
+    },
+    Command {
+        name: "check",
+        run: check::run,
+    },
+    Command {
+        name: "commit",
+        run: commit::run,
+    },
     Command {
         name: "bench",
         run: bench::run,

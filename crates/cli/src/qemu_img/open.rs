@@ -155,6 +155,9 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
     {
         return Err(text);
     }
+    if format == Format::Qcow2 {
+        super::settle::settle(&file, purpose.write && !purpose.check)?;
+    }
     check_slice(&file, &node)?;
     let mut source = Source::file(&node.filename);
     if node.offset.is_some() || node.size.is_some() {

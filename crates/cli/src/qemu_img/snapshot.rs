@@ -1,13 +1,16 @@
 //! `qemu-img snapshot`: lists, takes, applies and deletes internal snapshots.
 
+use super::errno;
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
 use super::objects::Objects;
-use super::open::{self, Named, Purpose};
+use super::open::{self, Named, Opened, Purpose};
 use super::program::{self, Program, Result, error, usage};
 use super::snapshots;
-use catena_engine::StorageBytes;
-use catena_format::qcow2::Snapshot;
+use catena_engine::qcow2::check::CheckOptions;
+use catena_engine::qcow2::metadata::{self, snapshot::NewSnapshot};
+use catena_engine::{ErrorKind, StorageBytes};
+use catena_format::qcow2::{Autoclear, Header, Snapshot};
 
 pub const OPTIONS: Options = Options {
     short: "hla:c:d:f:qU",
@@ -100,23 +103,91 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             }
             Ok(0)
         }
-        Action::Create(tag) => Err(error(format!(
-            "Could not create snapshot '{tag}': Operation not supported"
-        ))),
-        Action::Apply(tag) if opened.driver() == "raw" => {
-            // QEMU opens the file once more for this.
-            if opened.node.driver.is_none() {
-                open::warn_of_raw(&opened.node.filename);
-            }
-            Err(error(format!(
-                "Could not apply snapshot '{tag}': Block driver does not support snapshots"
-            )))
+        Action::Create(tag) => {
+            create(&opened, &tag).map_err(|why| error(format!("Could not create snapshot '{tag}': {why}")))
         }
-        Action::Apply(tag) => Err(error(format!(
-            "Could not apply snapshot '{tag}': Block driver does not support snapshots"
-        ))),
-        Action::Delete(tag) => Err(error(format!(
-            "Could not delete snapshot '{tag}': snapshot not found"
-        ))),
+        Action::Apply(tag) => {
+            apply(&opened, &tag).map_err(|why| error(format!("Could not apply snapshot '{tag}': {why}")))
+        }
+        Action::Delete(tag) => {
+            delete(&opened, &tag).map_err(|why| error(format!("Could not delete snapshot '{tag}': {why}")))
+        }
     }
+}
+
+/// QEMU's longest name.
+const NAME_BYTES: usize = 255;
+const NOT_SUPPORTED: &str = "Operation not supported";
+
+/// The header as it is on disk, where there is one.
+fn header(opened: &Opened) -> Result<Option<Header>, String> {
+    if opened.driver() != "qcow2" {
+        return Ok(None);
+    }
+    let bytes = StorageBytes::new(&opened.held).map_err(|why| why.to_string())?;
+    Header::read(&bytes).map(Some).map_err(|why| why.to_string())
+}
+
+fn all(opened: &Opened, header: &Header) -> Result<Vec<Snapshot>, String> {
+    let bytes = StorageBytes::new(&opened.held).map_err(|why| why.to_string())?;
+    Snapshot::read_all(header, &bytes).map_err(|why| why.to_string())
+}
+
+fn create(opened: &Opened, tag: &str) -> Result<u8, String> {
+    let header = header(opened)?.filter(|header| !header.has_data_file());
+    if header.is_none() {
+        return Err(NOT_SUPPORTED.to_owned());
+    }
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let new = NewSnapshot {
+        name: tag.bytes().take(NAME_BYTES).collect(),
+        date_sec: u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+        date_nsec: now.subsec_nanos(),
+        vm_clock_nsec: 0,
+        icount: 0,
+    };
+    metadata::snapshot::create(&opened.held, &new, &CheckOptions::default()).map_err(|why| {
+        match why.kind() {
+            // Refcounts are too narrow for one more reference.
+            ErrorKind::TooLarge if why.message().starts_with("refcounts") => "Invalid argument".to_owned(),
+            _ => errno::word(&why),
+        }
+    })?;
+    Ok(0)
+}
+
+fn apply(opened: &Opened, tag: &str) -> Result<u8, String> {
+    let Some(header) = header(opened)? else {
+        return Err("Block driver does not support snapshots".to_owned());
+    };
+    let has_bitmaps = header.bitmaps().is_some_and(|bitmaps| bitmaps.count > 0);
+    if has_bitmaps && header.autoclear.contains(Autoclear::BITMAPS) {
+        return Err("Device has active dirty bitmaps".to_owned());
+    }
+    let not_loaded = |why: &str| format!("Failed to load snapshot: {why}");
+    if header.has_data_file() {
+        return Err(not_loaded(NOT_SUPPORTED));
+    }
+    let all = all(opened, &header)?;
+    let by_id = all.iter().position(|one| one.id == tag);
+    let found = by_id.or_else(|| all.iter().position(|one| one.name == tag));
+    let index = found.ok_or_else(|| not_loaded("No such file or directory"))?;
+    metadata::snapshot::apply(&opened.held, index, &CheckOptions::default())
+        .map_err(|why| not_loaded(&errno::word(&why)))?;
+    Ok(0)
+}
+
+fn delete(opened: &Opened, tag: &str) -> Result<u8, String> {
+    let not_found = || "snapshot not found".to_owned();
+    let header = header(opened)?.ok_or_else(not_found)?;
+    // By its name alone.
+    let index = all(opened, &header)?
+        .iter()
+        .position(|one| one.name == tag)
+        .ok_or_else(not_found)?;
+    metadata::snapshot::delete(&opened.held, index, &CheckOptions::default())
+        .map_err(|why| errno::word(&why))?;
+    Ok(0)
 }
