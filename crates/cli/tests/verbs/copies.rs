@@ -183,3 +183,16 @@ fn an_interrupted_change_is_consistent_and_the_same_command_finishes_it() {
     done(&images, "convert -q tuesday.qcow2 new.raw");
     shows_the_same(&images, "new.raw");
 }
+
+#[test]
+fn a_committed_layer_stays_as_an_empty_overlay() {
+    let images = chain();
+    done(&images, "commit tuesday.qcow2 -f qcow2");
+    shows_the_same(&images, "monday.qcow2");
+    shows_the_same(&images, "tuesday.qcow2");
+    let map = images.img("map --output json tuesday.qcow2");
+    assert!(!map.contains("\"depth\": 0"), "{map}");
+    // Everything is in monday.qcow2 now: once more, there is nothing to copy.
+    let again = done(&images, "commit tuesday.qcow2 -f qcow2");
+    assert!(again.out.contains("takes 0 bytes"), "{again:?}");
+}
