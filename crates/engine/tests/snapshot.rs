@@ -2,7 +2,8 @@
 #![cfg(test)]
 
 use catena_engine::qcow2::metadata::snapshot::{self, NewSnapshot};
-use catena_engine::qcow2::{CheckOptions, Qcow2, check, shrink};
+use catena_engine::qcow2::metadata::{Amend, amend};
+use catena_engine::qcow2::{CheckOptions, FindingKind, Qcow2, Repair, check, repair, shrink};
 use catena_engine::{Disk, GuestOffset, Image, Stack};
 use catena_storage::{LocalFile, OpenOptions, Storage};
 use catena_testkit::images::{self, Features};
@@ -215,5 +216,72 @@ fn a_cut_leaves_the_image_as_it_was_or_as_it_is_to_be() {
         survives_cuts(&image, |storage| snapshot::apply(storage, 0, &all).unwrap());
         survives_cuts(&image, |storage| snapshot::delete(storage, 0, &all).unwrap());
         survives_cuts(&image, |storage| shrink(storage, 1 << 20, &all).unwrap());
+        let wide = Amend {
+            refcount_order: Some(5),
+            ..Amend::default()
+        };
+        survives_cuts(&image, |storage| amend(storage, &wide, &all).unwrap());
+    }
+}
+
+#[test]
+fn a_repair_that_is_cut_off_leaves_nothing_worse() {
+    for (options, rebuilds) in [
+        ("cluster_size=4k", false),
+        ("cluster_size=4k,refcount_bits=64", true),
+    ] {
+        let dir = catena_testkit::scratch().unwrap();
+        let image = dir.path().join("image.qcow2");
+        qemu::img(["create", "-q", "-f", "qcow2", "-o", options, path(&image), "2M"]).unwrap();
+        let target = qemu::Target::file(&image, "qcow2");
+        qemu::io(
+            &target,
+            &["write -P 1 0 300k".to_owned(), "write -P 2 1M 100k".to_owned()],
+        )
+        .unwrap();
+        // Refcounts that are too high, one that is missing where all are written anew, and flags that are wrong.
+        let mut bytes = std::fs::read(&image).unwrap();
+        let be = |bytes: &[u8], at: usize| {
+            usize::try_from(u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) & 0x00ff_ffff_ffff_fe00)
+                .unwrap()
+        };
+        let block = be(&bytes, be(&bytes, 48));
+        let width = if rebuilds { 8 } else { 2 };
+        for cluster in [20, 21, 30] {
+            bytes[block + (cluster + 1) * width - 1] = 3;
+        }
+        if rebuilds {
+            bytes[block + 26 * width - 1] = 0;
+        }
+        let table = be(&bytes, be(&bytes, 40));
+        bytes[table + 8 * 7] ^= 0x80;
+        std::fs::write(&image, &bytes).unwrap();
+
+        let log = Log::new();
+        let recording = log.recording(content(&image));
+        let shared = |content: Content| -> Arc<dyn Storage> { Arc::new(Log::new().recording(content)) };
+        let before = views(&shared(recording.content()));
+        let all = CheckOptions::default();
+        let found = check(&recording, &all).unwrap();
+        assert_eq!(found.needs_rebuild, rebuilds);
+        let mended = repair(&recording, Repair::All, &all).unwrap();
+        let rebuilt = mended
+            .report
+            .findings
+            .iter()
+            .any(|finding| finding.kind == FindingKind::Rebuilding);
+        assert_eq!((mended.failed, rebuilt), (false, rebuilds));
+        assert!(check(&recording, &all).unwrap().is_clean());
+        for cut in log.cuts(7, 400) {
+            let storage = shared(cut.files[0].clone());
+            let now = check(&*storage, &all).unwrap();
+            assert!(
+                now.totals.corruptions <= found.totals.corruptions,
+                "{:?}",
+                cut.way
+            );
+            assert!(now.totals.leaks <= found.totals.leaks, "{:?}", cut.way);
+            assert!(views(&storage) == before, "{:?}", cut.way);
+        }
     }
 }
