@@ -155,7 +155,7 @@ impl Request {
             let meant = nodes::beside(shown(index - 1), wanted);
             let file = |name: &str| std::path::Path::new(name).canonicalize().ok();
             shown(*index) == meant
-                || shown(*index) == wanted
+                || (wanted.starts_with("json:") && shown(*index) == wanted)
                 || file(&meant).is_some_and(|meant| Some(meant) == file(shown(*index)))
         });
         found.ok_or_else(|| {

@@ -160,6 +160,10 @@ fn create(opened: &Opened, tag: &str) -> Result<u8, String> {
 
 fn apply(opened: &Opened, tag: &str) -> Result<u8, String> {
     let Some(header) = header(opened)? else {
+        // Applying opens the image once more, and QEMU warns once more.
+        if opened.node.driver.is_none() && !opened.node.bare {
+            open::warn_of_raw(&opened.node.filename);
+        }
         return Err("Block driver does not support snapshots".to_owned());
     };
     let has_bitmaps = header.bitmaps().is_some_and(|bitmaps| bitmaps.count > 0);
