@@ -275,6 +275,8 @@ impl Refcounts {
     /// Makes a run of free clusters somebody's own.
     pub(crate) fn reserve(&mut self, clusters: u64, places: &mut Places) -> Result<Reserved> {
         let mut turns = 0;
+        // Blocks that are added for the run come behind it, and say nothing about what was there.
+        let never_used = self.untouched;
         loop {
             let before = self.free;
             let start = self.find(clusters)?;
@@ -290,7 +292,7 @@ impl Refcounts {
                     return Err(error);
                 }
                 self.set_all(start, clusters, 1)?;
-                let untouched = offset >= self.untouched;
+                let untouched = offset >= never_used;
                 self.untouched = self.untouched.max(offset.saturating_add(len));
                 return Ok(Reserved {
                     offset,
