@@ -11,15 +11,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hole;
 use crate::lock::{LockMode, Locking, Locks};
 use crate::open::{self, Kind, OpenOptions};
-use crate::storage::{Alignment, Identity, Span, Storage};
+use crate::storage::{Alignment, Identity, Span, SpanKind, Storage};
 use crate::transfer::{self, uninterrupted, wide};
 use rustix::fs::{OFlags, fcntl_getfl, fdatasync, fstat, ftruncate};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// The most zeros written at once where a store cannot clear a range itself.
@@ -40,6 +41,7 @@ struct Open {
     direct: Option<Direct>,
     locks: Mutex<Locks>,
     lost_writes: AtomicBool,
+    known_data: Mutex<Range<u64>>,
 }
 
 impl LocalFile {
@@ -115,6 +117,7 @@ impl LocalFile {
                 direct,
                 locks: Mutex::default(),
                 lost_writes: AtomicBool::new(false),
+                known_data: Mutex::new(0..0),
             }),
         })
     }
@@ -168,6 +171,32 @@ impl LocalFile {
         Err(Error::new(ErrorKind::Denied, operation)
             .with_path(&self.open.path)
             .with_detail("it was opened for reading only"))
+    }
+
+    /// What is known of the stretch at `offset` without asking: finding where a long stretch of data ends takes some file systems a
+    /// look at each of its pages, and an image's map asks about every part of it. Only data is remembered: that it was made a hole
+    /// since, by others, costs reading zeros, while a hole that was filled must be seen.
+    fn known_at(&self, offset: u64) -> Option<Span> {
+        let known = self.known_data();
+        known.contains(&offset).then(|| Span {
+            kind: SpanKind::Data,
+            offset,
+            len: known.end - offset,
+        })
+    }
+
+    fn known_data(&self) -> MutexGuard<'_, Range<u64>> {
+        self.open
+            .known_data
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a change that may make holes or move the end.
+    fn forgetting<T>(&self, change: impl FnOnce() -> T) -> T {
+        let changed = change();
+        *self.known_data() = 0..0;
+        changed
     }
 
     /// Runs a change that is no write while no part of a block is being rewritten.
@@ -251,7 +280,7 @@ impl Storage for LocalFile {
     fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable("punch a hole in")?;
         let left = self
-            .alone(|| hole::punch(self.fd(), self.open.kind, offset, len))
+            .forgetting(|| self.alone(|| hole::punch(self.fd(), self.open.kind, offset, len)))
             .map_err(|error| self.failed(error, "punch a hole in").at(offset))?;
         for (start, end) in left {
             self.write_zeros(start, end)?;
@@ -262,7 +291,7 @@ impl Storage for LocalFile {
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable("write to")?;
         let zeroed = self
-            .alone(|| hole::zero(self.fd(), self.open.kind, offset, len))
+            .forgetting(|| self.alone(|| hole::zero(self.fd(), self.open.kind, offset, len)))
             .map_err(|error| self.failed(error, "write to").at(offset))?;
         if zeroed {
             Ok(())
@@ -307,13 +336,22 @@ impl Storage for LocalFile {
                 .with_path(&self.open.path)
                 .with_detail("a block device has the length it has"));
         }
-        self.alone(|| uninterrupted(|| ftruncate(self.fd(), len)))
+        self.forgetting(|| self.alone(|| uninterrupted(|| ftruncate(self.fd(), len))))
             .map_err(|error| self.failed(error, "resize").at(len))
     }
 
     fn span_at(&self, offset: u64) -> Result<Option<Span>> {
-        hole::span(self.fd(), self.open.kind, offset)
-            .map_err(|error| self.failed(error, "find the holes of").at(offset))
+        if let Some(known) = self.known_at(offset) {
+            return Ok(Some(known));
+        }
+        let span = hole::span(self.fd(), self.open.kind, offset)
+            .map_err(|error| self.failed(error, "find the holes of").at(offset))?;
+        if let Some(span) = span
+            && span.kind == SpanKind::Data
+        {
+            *self.known_data() = offset..offset.saturating_add(span.len);
+        }
+        Ok(span)
     }
 
     fn allocated(&self) -> Result<Option<u64>> {

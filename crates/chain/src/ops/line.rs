@@ -1,12 +1,15 @@
 //! A line of pieces of work: prepared by several threads at once, delivered one after the other in their order.
 //!
 //! Reading a disk gains from requests under way at once; writing one gains from being in order, because an image then
-//! lies on its medium as the guest's disk does. Each thread holds one piece at a time, so memory is bounded by their number.
+//! lies on its medium as the guest's disk does. There are no more pieces under way than threads, so memory is bounded by their number. Who is
+//! done with preparing never waits for its turn: whoever delivers goes on with what is ready, so that no piece waits for a thread to wake up.
 
 use super::observer::Observer;
 use catena_engine::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
 
 /// Most threads of a line.
 pub const MOST_THREADS: usize = 64;
@@ -37,111 +40,158 @@ pub fn processors() -> usize {
 }
 
 impl Line<'_> {
-    /// Works on all pieces, or on those up to the first that fails or says to stop. Every thread has a state of its own.
+    /// Works on all pieces, or on those up to the first that fails or says to stop. Each piece has a state, which is used again for another.
     ///
     /// In order, nothing behind a piece that failed has been delivered.
-    pub fn run<P: Send, S: Default>(
+    pub fn run<P: Send, S: Default + Send>(
         &self,
         pieces: impl Iterator<Item = Result<P>> + Send,
         prepare: impl Fn(&P, &mut S) -> Result<()> + Sync,
         deliver: impl Fn(&P, &mut S) -> Result<Next> + Sync,
     ) -> Result<()> {
-        let feed = Mutex::new((pieces, 0_u64));
-        let turn = Turn::default();
-        let work = || {
-            let mut state = S::default();
-            loop {
-                // Held while the next piece is found: that may read maps, which is done in order and once.
-                let mut feed = lock(&feed);
-                if turn.has_ended() {
-                    break;
-                }
-                let number = feed.1;
-                let piece = match feed.0.next() {
-                    None => break,
-                    Some(piece) => piece,
-                };
-                feed.1 = number.saturating_add(1);
-                drop(feed);
-                let prepared = piece.and_then(|piece| {
-                    self.observer.check()?;
-                    prepare(&piece, &mut state)?;
-                    Ok(piece)
-                });
-                if self.in_order && !turn.wait_for(number) {
-                    break;
-                }
-                match prepared.and_then(|piece| deliver(&piece, &mut state)) {
-                    Ok(Next::Go) => turn.pass(),
-                    Ok(Next::Stop) => turn.end(None),
-                    Err(error) => turn.end(Some(error)),
-                }
-            }
+        let threads = self.threads.clamp(1, MOST_THREADS);
+        let crew = Crew {
+            line: self,
+            feed: Mutex::new((pieces, 0)),
+            prepare,
+            deliver,
+            queue: Mutex::new(Queue {
+                idle: (0..threads).map(|_| S::default()).collect(),
+                ready: BTreeMap::new(),
+                due: 0,
+                delivering: false,
+                ended: false,
+                error: None,
+            }),
+            came_back: Condvar::new(),
         };
-        std::thread::scope(|scope| {
-            for _ in 1..self.threads.clamp(1, MOST_THREADS) {
-                // One thread fewer is no failure: this one works too.
-                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
-            }
-            work();
-        });
-        turn.outcome()
+        std::thread::scope(|scope| crew.work(scope, threads.saturating_sub(1)));
+        let queue = crew.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
+        queue.error.map_or(Ok(()), Err)
     }
 }
 
-/// Whose turn it is to deliver.
-#[derive(Default)]
-struct Turn {
-    state: Mutex<State>,
-    changed: Condvar,
+/// Those who work at a line, and what they share.
+struct Crew<'a, I, P, S, Prepare, Deliver> {
+    line: &'a Line<'a>,
+    /// The pieces that are to come, and the number of the next.
+    feed: Mutex<(I, u64)>,
+    prepare: Prepare,
+    deliver: Deliver,
+    queue: Mutex<Queue<P, S>>,
+    /// A state is idle again, or the line has ended.
+    came_back: Condvar,
 }
 
-#[derive(Default)]
-struct State {
+struct Queue<P, S> {
+    idle: Vec<S>,
+    /// What is prepared, and waits for its turn.
+    ready: BTreeMap<u64, (Result<P>, S)>,
     due: u64,
+    /// Somebody is delivering, and goes on for as long as what is due is ready: who comes meanwhile need not wait.
+    delivering: bool,
     ended: bool,
     error: Option<Error>,
 }
 
-impl Turn {
-    /// Waits for a piece's turn; `false` if it does not come.
-    fn wait_for(&self, number: u64) -> bool {
-        let mut state = lock(&self.state);
-        while !state.ended && state.due != number {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        !state.ended
-    }
-
-    fn pass(&self) {
-        let mut state = lock(&self.state);
-        state.due = state.due.saturating_add(1);
-        self.changed.notify_all();
-    }
-
-    fn end(&self, error: Option<Error>) {
-        let mut state = lock(&self.state);
-        state.ended = true;
-        if let Some(error) = error {
-            // That it was to stop is only told where nothing worse happened.
-            let milder = state
-                .error
-                .as_ref()
-                .is_none_or(|first| first.kind() == ErrorKind::Cancelled);
-            if milder {
-                state.error = Some(error);
+impl<I, P, S, Prepare, Deliver> Crew<'_, I, P, S, Prepare, Deliver>
+where
+    I: Iterator<Item = Result<P>> + Send,
+    P: Send,
+    S: Send,
+    Prepare: Fn(&P, &mut S) -> Result<()> + Sync,
+    Deliver: Fn(&P, &mut S) -> Result<Next> + Sync,
+{
+    /// Works until nothing is left, and has up to so many `others` do so too: each joins when the one before it has found work.
+    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, others: usize) {
+        let mut others = others;
+        while let Some(mut state) = self.idle_state() {
+            // Held while the next piece is found: that may read maps, which is done in order and once.
+            let mut feed = lock(&self.feed);
+            let number = feed.1;
+            let Some(piece) = feed.0.next() else {
+                lock(&self.queue).idle.push(state);
+                self.came_back.notify_one();
+                break;
+            };
+            feed.1 = number.saturating_add(1);
+            drop(feed);
+            if let Some(left) = others.checked_sub(1) {
+                // One thread fewer is no failure: this one works too.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || self.work(scope, left));
+                others = 0;
+            }
+            let prepared = piece.and_then(|piece| {
+                self.line.observer.check()?;
+                (self.prepare)(&piece, &mut state)?;
+                Ok(piece)
+            });
+            if self.line.in_order {
+                self.deliver_in_turn(number, prepared, state);
+            } else {
+                let outcome = self.delivered(prepared, &mut state);
+                self.settle(&mut lock(&self.queue), outcome, state);
             }
         }
-        self.changed.notify_all();
     }
 
-    fn has_ended(&self) -> bool {
-        lock(&self.state).ended
+    /// A state for the next piece; nothing where there will be no next piece.
+    fn idle_state(&self) -> Option<S> {
+        let mut queue = lock(&self.queue);
+        while !queue.ended {
+            if let Some(state) = queue.idle.pop() {
+                return Some(state);
+            }
+            queue = self.came_back.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
     }
 
-    fn outcome(self) -> Result<()> {
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        state.error.map_or(Ok(()), Err)
+    /// Leaves a piece to whoever is delivering, or delivers it and all that is ready behind it if it is due.
+    fn deliver_in_turn(&self, number: u64, prepared: Result<P>, state: S) {
+        let mut queue = lock(&self.queue);
+        queue.ready.insert(number, (prepared, state));
+        if queue.delivering {
+            return;
+        }
+        queue.delivering = true;
+        while !queue.ended {
+            let due = queue.due;
+            let Some((prepared, mut state)) = queue.ready.remove(&due) else {
+                break;
+            };
+            drop(queue);
+            let outcome = self.delivered(prepared, &mut state);
+            queue = lock(&self.queue);
+            queue.due = due.saturating_add(1);
+            self.settle(&mut queue, outcome, state);
+        }
+        queue.delivering = false;
+    }
+
+    fn delivered(&self, prepared: Result<P>, state: &mut S) -> Result<Next> {
+        prepared.and_then(|piece| (self.deliver)(&piece, state))
+    }
+
+    /// What comes of a piece that was delivered, or could not be.
+    fn settle(&self, queue: &mut Queue<P, S>, outcome: Result<Next>, state: S) {
+        queue.idle.push(state);
+        match outcome {
+            Ok(Next::Go) => return self.came_back.notify_one(),
+            Ok(Next::Stop) => {}
+            Err(error) => {
+                // That it was to stop is only told where nothing worse happened.
+                let milder = queue
+                    .error
+                    .as_ref()
+                    .is_none_or(|first| first.kind() == ErrorKind::Cancelled);
+                if milder {
+                    queue.error = Some(error);
+                }
+            }
+        }
+        queue.ended = true;
+        self.came_back.notify_all();
     }
 }
 
@@ -175,7 +225,7 @@ mod tests {
                         Ok(())
                     },
                     |piece, state| {
-                        assert_eq!(piece, state, "a thread's state is its own");
+                        assert_eq!(piece, state, "a piece's state is its own");
                         seen.lock().unwrap().push(*piece);
                         Ok(Next::Go)
                     },

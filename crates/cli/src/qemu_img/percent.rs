@@ -32,6 +32,11 @@ impl Percent {
         percent
     }
 
+    /// Whether anybody sees it.
+    pub fn is_shown(&self) -> bool {
+        self.shown
+    }
+
     /// So much is done.
     pub fn set(&self, percent: f32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

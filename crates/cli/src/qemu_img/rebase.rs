@@ -122,7 +122,9 @@ impl Said {
             if let Some(wanted) = wanted {
                 self.check_new(&opened, wanted)?;
             }
-            percent.expect(self.steps(&opened, wanted)?);
+            if percent.is_shown() {
+                percent.expect(self.steps(&opened, wanted)?);
+            }
         }
         let new = match self.new_backing(wanted, layer) {
             Ok(new) => new,

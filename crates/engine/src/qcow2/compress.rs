@@ -72,7 +72,7 @@ impl Qcow2Disk {
             .map_err(|error| self.damaged(error))?;
         let len = compressed.len() as u64;
         let reserved = self.reserve_bytes(&mut meta, len)?;
-        meta.claimed.insert(cluster);
+        meta.claimed.add(cluster..cluster + 1);
         drop(meta);
         let host = reserved.offset;
         let written = self
@@ -92,7 +92,7 @@ impl Qcow2Disk {
                 Ok(words)
             });
         let mut meta = self.meta();
-        meta.claimed.remove(&cluster);
+        meta.claimed.remove(&(cluster..cluster + 1));
         let linked = match written {
             Ok((entry, bitmap)) => {
                 self.set_words(&mut slice.write(), index, entry, bitmap);

@@ -10,6 +10,9 @@
 //! Locks are taken in this order: gate, `meta`, places and L1 table, slices. None but the gate is held while data is read or written.
 
 use super::bitmap::Recorder;
+use super::check::{CheckOptions, check};
+use super::claims::Claims;
+use super::metadata::{Repair, repair};
 use super::places::{OverlapChecks, Places, be64s};
 use super::refcounts::Refcounts;
 use super::slices::{Key, L1, Slice, SliceShape, Slices};
@@ -22,7 +25,7 @@ use catena_format::qcow2::{Autoclear, Compression, CryptMethod, Header, Incompat
 use catena_storage::Storage;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,8 +73,8 @@ impl DiskOptions {
     /// Opens an image. `data_file` is the open data file where the header says that there is one, `backing` what the image lies over;
     /// where that is shorter than the image, zeros follow.
     ///
-    /// Nothing is changed by opening. [`ErrorKind::Corrupt`] where the image is marked corrupt or has not been closed properly:
-    /// it must be repaired before it is written.
+    /// Nothing is changed by opening, unless the image has not been closed properly: then it is repaired, after all that can be checked
+    /// was. [`ErrorKind::Corrupt`] where it is marked corrupt, and must be repaired by somebody who decides to, or cannot be.
     pub fn open(
         self,
         storage: Arc<dyn Storage>,
@@ -80,6 +83,27 @@ impl DiskOptions {
     ) -> Result<Qcow2Disk> {
         let header = Header::read(&StorageBytes::new(&*storage)?)?;
         check_writable(&header)?;
+        if !header.incompatible.contains(Incompatible::DIRTY) {
+            return self.open_clean(header, storage, data_file, backing);
+        }
+        // What would refuse the image when it is repaired refuses it before.
+        let trial = Self {
+            checks: self.checks,
+            ..Self::default()
+        };
+        drop(trial.open_clean(header, Arc::clone(&storage), data_file.clone(), None)?);
+        mend(&*storage)?;
+        let header = Header::read(&StorageBytes::new(&*storage)?)?;
+        self.open_clean(header, storage, data_file, backing)
+    }
+
+    fn open_clean(
+        self,
+        header: Header,
+        storage: Arc<dyn Storage>,
+        data_file: Option<Arc<dyn Storage>>,
+        backing: Option<Arc<dyn Disk>>,
+    ) -> Result<Qcow2Disk> {
         if header.has_data_file() && data_file.is_none() {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -116,7 +140,7 @@ impl DiskOptions {
             places: RwLock::new(places),
             meta: Mutex::new(Meta {
                 refcounts,
-                claimed: HashSet::new(),
+                claimed: Claims::default(),
                 dirty_slices: HashMap::new(),
                 dirty_l1: BTreeSet::new(),
                 let_go: Vec::new(),
@@ -148,12 +172,25 @@ fn check_writable(header: &Header) -> Result<()> {
         )
         .with_hint("check it, and repair it"));
     }
-    if header.incompatible.contains(Incompatible::DIRTY) {
-        return Err(Error::new(
+    Ok(())
+}
+
+/// Repairs an image that has not been closed properly, as far as there is one right answer to everything that is wrong with it.
+fn mend(storage: &dyn Storage) -> Result<()> {
+    let beyond_repair = || {
+        Error::new(
             ErrorKind::Corrupt,
-            "the image was not closed properly: its refcounts may be wrong, and must be repaired before it is written",
+            "the image was not closed properly, and cannot be repaired before it is written",
         )
-        .with_hint("repair it first"));
+        .with_hint("check it")
+    };
+    let options = CheckOptions::default();
+    if check(storage, &options)?.totals.check_errors > 0 {
+        return Err(beyond_repair());
+    }
+    let repaired = repair(storage, Repair::All, &options)?;
+    if repaired.failed || repaired.report.totals.check_errors + repaired.report.totals.corruptions > 0 {
+        return Err(beyond_repair());
     }
     Ok(())
 }
@@ -201,7 +238,7 @@ pub struct Qcow2Disk {
 pub(super) struct Meta {
     pub(super) refcounts: Refcounts,
     /// Guest clusters whose entry somebody is about to change.
-    pub(super) claimed: HashSet<u64>,
+    pub(super) claimed: Claims,
     pub(super) dirty_slices: HashMap<Key, Arc<Slice>>,
     /// Sectors of the L1 table.
     pub(super) dirty_l1: BTreeSet<u64>,

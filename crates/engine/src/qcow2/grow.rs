@@ -2,6 +2,7 @@
 
 use super::disk::{LetGo, Qcow2Disk, Was};
 use super::guest_write::ZEROS;
+use super::lookup::Found;
 use super::places::Section;
 use crate::addr::GuestOffset;
 use crate::disk::{Disk, Unmap};
@@ -60,7 +61,8 @@ impl Qcow2Disk {
         // The guest asks for nothing beyond the old size until this returns, and the disk itself says so until the end.
         self.size.store(new_size, Ordering::Release);
         let grown = self
-            .hide_backing(old_size, new_size)
+            .clear_tail(old_size, new_size)
+            .and_then(|()| self.hide_backing(old_size, new_size))
             .and_then(|()| self.flush_all())
             .and_then(|()| match bitmaps {
                 true => self.switch_size_with_bitmaps(new_size),
@@ -77,6 +79,34 @@ impl Qcow2Disk {
                 Err(error)
             }
         }
+    }
+
+    /// What the last cluster holds past the old end is nothing the guest ever wrote there, or what it held before it was cut off.
+    /// What is encrypted is left as it is.
+    fn clear_tail(&self, old_size: u64, new_size: u64) -> Result<()> {
+        if self.encrypted {
+            return Ok(());
+        }
+        let end = old_size.next_multiple_of(self.cluster_size()).min(new_size);
+        let mut at = old_size;
+        while at < end {
+            let (found, len) = {
+                let _inside = self.enter();
+                self.look_up(at, end).map_err(|error| self.damaged(error))?
+            };
+            let to = (at + len).min(end);
+            if matches!(found, Found::Data { .. } | Found::Compressed { .. }) {
+                let mut bytes = vec![0; usize::try_from(to - at).unwrap_or_default()];
+                let inside = self.enter();
+                self.read_guest(&mut bytes, at)?;
+                drop(inside);
+                if bytes.iter().any(|byte| *byte != 0) {
+                    self.zero_guest(at, to, Unmap::Keep)?;
+                }
+            }
+            at = to.max(at + 1);
+        }
+        Ok(())
     }
 
     /// A backing that is longer than the disk was would show in what is new.
@@ -163,11 +193,11 @@ impl Qcow2Disk {
         let (found, len) = self.look_up(at, end)?;
         let next = |len: u64| (at + len).next_multiple_of(self.cluster_size()).min(end);
         let keeps = match found {
-            super::lookup::Found::Nothing => {
+            Found::Nothing => {
                 // With subclusters a place says nothing yet, and the backing goes on to show.
                 self.layout.l2_entry_size() == 16 || self.reads_zero(start, next(len))?
             }
-            super::lookup::Found::Zero(None) => true,
+            Found::Zero(None) => true,
             _ => false,
         };
         if !keeps {

@@ -180,9 +180,8 @@ impl Qcow2Disk {
         {
             self.give_back(&mut meta, reserved);
         }
-        for cluster in group.cluster..group.cluster + group.olds.len() as u64 {
-            meta.claimed.remove(&cluster);
-        }
+        meta.claimed
+            .remove(&(group.cluster..group.cluster + group.clusters()));
         drop(meta);
         self.unclaimed.notify_all();
         linked
@@ -228,7 +227,7 @@ impl Qcow2Disk {
     /// Waits until nobody else is about to change any of those guest clusters.
     pub(super) fn wait_unclaimed(&self, clusters: Range<u64>) -> MutexGuard<'_, Meta> {
         let mut meta = self.meta();
-        while !meta.claimed.is_empty() && clusters.clone().any(|cluster| meta.claimed.contains(&cluster)) {
+        while meta.claimed.first_in(&clusters).is_some() {
             meta = self.unclaimed.wait(meta).unwrap_or_else(PoisonError::into_inner);
         }
         meta
@@ -276,11 +275,13 @@ impl Qcow2Disk {
         }
         let mut olds = vec![first];
         let target = first.target();
-        while cluster + (olds.len() as u64) <= last {
+        let next_claimed = meta.claimed.first_in(&(cluster..last.saturating_add(1)));
+        let most = next_claimed
+            .unwrap_or(last.saturating_add(1))
+            .saturating_sub(cluster)
+            .min(self.shape.entries - index);
+        while (olds.len() as u64) < most {
             let n = olds.len() as u64;
-            if index + n >= self.shape.entries || meta.claimed.contains(&(cluster + n)) {
-                break;
-            }
             // A damaged one is found again when it comes first.
             let Ok(old) = self.old(&words, key, index + n) else {
                 break;
@@ -311,7 +312,7 @@ impl Qcow2Disk {
                 (reserved.offset, Some(reserved), reserved.untouched)
             }
         };
-        meta.claimed.extend(cluster..cluster + count);
+        meta.claimed.add(cluster..cluster + count);
         drop(meta);
         Ok(Some(Group {
             key,

@@ -7,6 +7,7 @@
 
 pub mod bitmap;
 pub mod check;
+mod claims;
 mod compress;
 mod disk;
 mod flush;

@@ -7,7 +7,7 @@ use crate::bytes::StorageBytes;
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::{Bitmap, ClusterBits, Header, L1Entry, Layout, Snapshot};
 use catena_storage::Storage;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// What of an image's metadata a cluster holds, in the order in which it is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,14 +67,14 @@ pub enum OverlapChecks {
 #[derive(Debug)]
 pub(crate) struct Places {
     cluster_bits: ClusterBits,
-    sections: HashMap<u64, u16>,
+    sections: BTreeMap<u64, u16>,
 }
 
 impl Places {
     pub(crate) fn new(cluster_bits: ClusterBits) -> Self {
         let mut this = Self {
             cluster_bits,
-            sections: HashMap::new(),
+            sections: BTreeMap::new(),
         };
         this.add(0, 1, Section::Header);
         this
@@ -162,15 +162,14 @@ impl Places {
     /// Whether a range may be written as the section `own`, or as guest data: an error in QEMU's words where something else is there.
     pub(crate) fn check(&self, offset: u64, len: u64, own: Option<Section>) -> Result<()> {
         let own = own.map_or(0, |section| section as u16);
-        for cluster in self.clusters(offset, len) {
-            let Some(found) = self
-                .sections
-                .get(&cluster)
-                .map(|found| found & !own)
-                .filter(|found| *found != 0)
-            else {
+        for found in self
+            .sections
+            .range(self.clusters(offset, len))
+            .map(|(_, found)| found & !own)
+        {
+            if found == 0 {
                 continue;
-            };
+            }
             let section = Section::ALL
                 .into_iter()
                 .find(|section| found & *section as u16 != 0);

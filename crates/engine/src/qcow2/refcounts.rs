@@ -204,26 +204,28 @@ impl Refcounts {
 
     /// Changes a refcount whose block there is.
     fn set(&mut self, cluster: u64, value: u64) -> Result<()> {
+        self.set_run(cluster, 1, value)
+    }
+
+    /// Changes the refcounts of a run that one block counts.
+    fn set_run(&mut self, cluster: u64, count: u64, value: u64) -> Result<()> {
         let (per_block, width) = (self.per_block(), self.width);
         let number = cluster / per_block;
-        let index = cluster % per_block;
+        let first = cluster % per_block;
         let Some(block) = self.block(number)? else {
             return Err(Error::new(ErrorKind::Corrupt, "a refcount has no block"));
         };
-        if width.set(&mut block.bytes, index, value).is_none() {
-            return Err(Error::new(ErrorKind::TooLarge, "refcount overflow"));
+        let last = first.saturating_add(count.max(1)) - 1;
+        for index in first..=last {
+            if width.set(&mut block.bytes, index, value).is_none() {
+                return Err(Error::new(ErrorKind::TooLarge, "refcount overflow"));
+            }
         }
-        let byte = usize::try_from(width.bytes_of(index)).unwrap_or_default();
-        // Narrow refcounts share bytes: the one they are in starts where those before it end, rounded down.
-        let first = match width.order() {
-            0..=2 => usize::try_from(index / (8 >> width.order())).unwrap_or_default(),
-            _ => byte,
-        };
-        let piece = first - first % PIECE;
+        let (from, to) = (piece_of(width, first), piece_of(width, last) + PIECE);
         block.changed = if block.changed.is_empty() {
-            piece..piece + PIECE
+            from..to
         } else {
-            block.changed.start.min(piece)..block.changed.end.max(piece + PIECE)
+            block.changed.start.min(from)..block.changed.end.max(to)
         };
         self.dirty_blocks.insert(number);
         Ok(())
@@ -315,14 +317,22 @@ impl Refcounts {
 
     /// Changes the refcounts of a run from nothing, undoing what was done where one fails.
     fn set_all(&mut self, start: u64, clusters: u64, value: u64) -> Result<()> {
-        for cluster in start..start + clusters {
-            if let Err(error) = self.set(cluster, value) {
-                for done in start..cluster {
-                    self.set(done, 0)?;
+        let per_block = self.per_block();
+        let end = start + clusters;
+        let mut at = start;
+        while at < end {
+            let count = (per_block - at % per_block).min(end - at);
+            if let Err(error) = self.set_run(at, count, value) {
+                // What of this run was changed before it failed had none before either.
+                for done in start..at + count {
+                    if self.get(done)? == value {
+                        self.set(done, 0)?;
+                    }
                 }
                 self.free = self.free.min(start);
                 return Err(error);
             }
+            at += count;
         }
         Ok(())
     }
@@ -574,6 +584,17 @@ impl Refcounts {
         }
         Ok(())
     }
+}
+
+/// Where the piece begins that a refcount is in.
+fn piece_of(width: RefcountWidth, index: u64) -> usize {
+    let byte = match width.order() {
+        // Narrow refcounts share bytes.
+        0..=2 => index / (8 >> width.order()),
+        _ => width.bytes_of(index),
+    };
+    let byte = usize::try_from(byte).unwrap_or_default();
+    byte - byte % PIECE
 }
 
 impl Block {

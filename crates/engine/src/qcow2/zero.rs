@@ -171,13 +171,11 @@ impl Qcow2Disk {
         let mut meta = self.wait_unclaimed(clusters.clone());
         self.check_poison()?;
         if self.data_file.is_some() {
-            meta.claimed.extend(clusters.clone());
+            meta.claimed.add(clusters.clone());
             drop(meta);
             let wiped = self.wipe_data_file(clusters.clone(), wipe);
             meta = self.meta();
-            for cluster in clusters.clone() {
-                meta.claimed.remove(&cluster);
-            }
+            meta.claimed.remove(&clusters);
             self.unclaimed.notify_all();
             wiped?;
         }
@@ -282,14 +280,14 @@ impl Qcow2Disk {
         let mut meta = self.wait_unclaimed(cluster..cluster + 1);
         self.check_poison()?;
         if self.raw_data {
-            meta.claimed.insert(cluster);
+            meta.claimed.add(cluster..cluster + 1);
             drop(meta);
             let zeroed = self.data_file.as_ref().map_or(Ok(()), |data_file| {
                 self.attempt(data_file.write_zeroes(start, end - start))
             });
             self.wrote(start, end - start);
             meta = self.meta();
-            meta.claimed.remove(&cluster);
+            meta.claimed.remove(&(cluster..cluster + 1));
             self.unclaimed.notify_all();
             zeroed?;
         }

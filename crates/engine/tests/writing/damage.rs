@@ -156,13 +156,39 @@ fn inactive_l1(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn an_image_that_is_dirty_or_has_unknown_features_is_not_opened_and_not_changed() {
-    for (offset, bits) in [(72, 1u64), (72, 2), (72, 1 << 40)] {
+fn an_image_that_is_corrupt_or_has_unknown_features_is_not_opened_and_not_changed() {
+    for (offset, bits) in [(72, 2u64), (72, 3), (72, 1 << 40), (72, 1 << 40 | 1)] {
         let lab = patched(offset, &bits.to_be_bytes());
         let before = std::fs::read(lab.folder.file("image.qcow2")).unwrap();
         assert!(Qcow2Disk::open(file(&lab.folder.file("image.qcow2")), None, None).is_err());
         assert_eq!(before, std::fs::read(lab.folder.file("image.qcow2")).unwrap());
     }
+}
+
+#[test]
+fn an_image_that_was_not_closed_properly_is_repaired_before_it_is_written() {
+    let lab = patched(72, &1u64.to_be_bytes());
+    // What lazy refcounts leave: a cluster that is in use and not counted.
+    lab.folder.patch("image.qcow2", REFCOUNT_BLOCK + 5 * 2, &[0, 0]);
+    let disk = lab.open();
+    let mut lab = lab;
+    disk.write_at(&[2; 1 << 16], GuestOffset(1 << 20)).unwrap();
+    lab.model[1 << 20..][..1 << 16].fill(2);
+    disk.close().unwrap();
+    assert!(!lab.header().incompatible.contains(Incompatible::DIRTY));
+    lab.settle("after the repair");
+}
+
+#[test]
+fn an_image_that_cannot_be_repaired_is_not_opened_and_not_changed() {
+    let lab = patched(72, &1u64.to_be_bytes());
+    // An L2 table that lies nowhere: what it said is lost.
+    lab.folder
+        .patch("image.qcow2", L1, &(COPIED | (L2 + 512)).to_be_bytes());
+    let before = std::fs::read(lab.folder.file("image.qcow2")).unwrap();
+    let refused = Qcow2Disk::open(file(&lab.folder.file("image.qcow2")), None, None).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    assert_eq!(before, std::fs::read(lab.folder.file("image.qcow2")).unwrap());
 }
 
 #[test]

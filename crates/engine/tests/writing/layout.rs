@@ -274,3 +274,47 @@ fn the_metadata_of_a_disk_that_grows_is_preallocated_as_with_qemu() {
         );
     }
 }
+
+#[test]
+fn metadata_that_is_preallocated_takes_up_no_space_for_data() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = Folder::new();
+    folder.img("create -q -f qcow2 -o cluster_size=4k ours.qcow2 200M");
+    let disk = open(&folder, "ours.qcow2");
+    disk.preallocate(0..200 << 20, Preallocation::Metadata).unwrap();
+    disk.close().unwrap();
+    folder.img("create -q -f qcow2 -o cluster_size=4k,preallocation=metadata theirs.qcow2 200M");
+    let blocks = |name: &str| std::fs::metadata(folder.file(name)).unwrap().blocks();
+    let (ours, theirs) = (blocks("ours.qcow2"), blocks("theirs.qcow2"));
+    assert!(ours <= theirs + theirs / 4, "{ours} blocks, with QEMU {theirs}");
+}
+
+#[test]
+fn what_was_cut_off_in_the_middle_of_a_cluster_does_not_come_back() {
+    for options in [
+        "cluster_size=64k",
+        "cluster_size=64k,extended_l2=on",
+        "cluster_size=2M",
+        "compat=0.10",
+    ] {
+        let folder = Folder::new();
+        folder.img(&format!("create -q -f qcow2 -o {options} image.qcow2 3M"));
+        folder.io("qcow2", "image.qcow2", &["write -q -P 7 0 3M"]);
+        folder.img("resize -q --shrink image.qcow2 1000448");
+        let disk = open(&folder, "image.qcow2");
+        for size in [1_000_960, 3 << 20] {
+            disk.grow(size).unwrap();
+        }
+        let mut bytes = vec![1; 3 << 20];
+        disk.read_at(&mut bytes, GuestOffset(0)).unwrap();
+        disk.close().unwrap();
+        assert!(bytes[..1_000_448].iter().all(|byte| *byte == 7), "{options}");
+        assert!(bytes[1_000_448..].iter().all(|byte| *byte == 0), "{options}");
+        folder.io(
+            "qcow2",
+            "image.qcow2",
+            &["read -q -P 7 0 1000448", "read -q -P 0 1000448 2145280"],
+        );
+        folder.img("check -q -f qcow2 image.qcow2");
+    }
+}
