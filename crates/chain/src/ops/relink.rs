@@ -72,6 +72,36 @@ pub enum ViewStays {
 
 /// Decides how the header changes, and that it may.
 pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Result<Plan> {
+    decide(request, None, policy, observer)
+}
+
+/// Decides how the header changes where another word is to be recorded as the backing format: a protocol's, or that of a driver
+/// nobody here has. The caller answers for it: nothing is opened to see whether it is right.
+///
+/// # Errors
+/// Those of [`plan`], and [`ErrorKind::TooLarge`] for a word of no or more than 15 bytes, which QEMU would not open again.
+pub fn plan_recording(
+    request: &Request,
+    word: &str,
+    policy: &Policy,
+    observer: &dyn Observer,
+) -> Result<Plan> {
+    if !(1..=15).contains(&word.len()) {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            "a backing format has 1 to 15 bytes",
+        ));
+    }
+    if request.safety == Safety::Checked {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("that the guest's view stays cannot be checked for the backing format '{word}'"),
+        ));
+    }
+    decide(request, Some(word), policy, observer)
+}
+
+fn decide(request: &Request, word: Option<&str>, policy: &Policy, observer: &dyn Observer) -> Result<Plan> {
     let chain = detect(&Start::at(&request.image, None), policy);
     let overlay = chain.active().ok_or_else(|| match chain.check_complete() {
         Err(error) => error,
@@ -109,12 +139,19 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
         )?,
     };
 
-    let new_header = changed(header, request.backing.as_ref())?;
+    let mut new_header = changed(header, request.backing.as_ref())?;
+    if let Some(word) = word {
+        for extension in &mut new_header.extensions {
+            if let Extension::BackingFormat(recorded) = extension {
+                *recorded = word.as_bytes().to_vec();
+            }
+        }
+    }
     let cluster_size = usize::try_from(header.cluster_bits.size()).unwrap_or_default();
     let area = read_area(&file.storage, cluster_size)?;
     let new = request.backing.as_ref().map(|backing| Link {
         text: backing.name.clone(),
-        format: Some(backing.format.as_str().to_owned()),
+        format: Some(word.unwrap_or(backing.format.as_str()).to_owned()),
     });
     let old = overlay.description.backing.as_ref().map(|recorded| Link {
         text: recorded.name.clone(),

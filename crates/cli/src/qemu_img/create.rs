@@ -12,6 +12,7 @@ use super::size;
 use catena::ops::create::{self, Existing, Kind, Preallocation, Qcow2Options};
 use catena::{Format, Policy};
 use catena_format::qcow2::{Compression, Version};
+use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::error::Error as _;
 use std::io;
 
@@ -258,6 +259,7 @@ impl Vetted {
     pub fn make(&self) -> Result<(), String> {
         can_create(self.path())?;
         let (kind, preallocation) = self.kind()?;
+        let is_tables = matches!(kind, Kind::Qcow2(_)) && preallocation == Preallocation::Off;
         let request = create::Request {
             path: self.path().into(),
             existing: Existing::Overwrite,
@@ -266,7 +268,24 @@ impl Vetted {
             preallocation,
         };
         let plan = create::plan(&request, &Policy::libvirt()).map_err(|failed| self.explain(&failed))?;
-        plan.execute().map_err(|failed| self.explain(&failed))
+        plan.execute().map_err(|failed| self.explain(&failed))?;
+        if is_tables {
+            self.fill();
+        }
+        Ok(())
+    }
+
+    /// Gives the tables of a new image their space, as QEMU does, which writes them whole: it takes an image with too many holes for
+    /// one whose clusters were allocated ahead.
+    fn fill(&self) {
+        let options = OpenOptions::new().write(true).lock(LockMode::None);
+        let Ok(file) = LocalFile::open(std::path::Path::new(self.path()), &options) else {
+            return;
+        };
+        if let Ok(len) = file.len() {
+            // Without the space the image is as good.
+            let _ = file.allocate(0, len);
+        }
     }
 
     /// What QEMU says where the library says this.

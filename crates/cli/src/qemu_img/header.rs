@@ -195,10 +195,15 @@ impl Fields<'_> {
                 .area
                 .get(offset..offset.saturating_add(length))
                 .unwrap_or_default();
-            for row in rows.chunks_exact(48) {
-                let ([kind, bit], name) = row
-                    .split_first_chunk::<2>()
-                    .map_or(([9, 0], row), |(head, name)| (*head, name));
+            // The last row may be cut short. A row without a name ends the table.
+            for row in rows.chunks(48) {
+                let Some(([kind, bit], name)) = row.split_first_chunk::<2>() else {
+                    break;
+                };
+                let (kind, bit) = (*kind, *bit);
+                if matches!(name.first(), None | Some(0)) {
+                    break;
+                }
                 if kind == 0 && bit < 64 && unknown >> bit & 1 == 1 {
                     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
                     names.push(String::from_utf8_lossy(name).into_owned());

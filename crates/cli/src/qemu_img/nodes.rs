@@ -189,9 +189,14 @@ pub fn protocol_of(name: &str) -> Option<&str> {
     rest.starts_with(':').then_some(protocol)
 }
 
-/// The name without `file:`, as QEMU's file driver takes it.
-fn strip_file(name: &str) -> &str {
-    name.strip_prefix("file:").unwrap_or(name)
+/// The name without `file:`, as QEMU's file driver takes it: where the rest would be taken for another protocol, a `./` says
+/// that it is a file.
+fn strip_file(name: &str) -> String {
+    match name.strip_prefix("file:") {
+        Some(rest) if protocol_of(rest).is_some() => format!("./{rest}"),
+        Some(rest) => rest.to_owned(),
+        None => name.to_owned(),
+    }
 }
 
 impl Node {
@@ -229,10 +234,11 @@ impl Node {
             Some(protocol) => name
                 .strip_prefix(protocol.as_str())
                 .and_then(|name| name.strip_prefix(':'))
-                .unwrap_or(name),
+                .unwrap_or(name)
+                .to_owned(),
             None => strip_file(name),
         };
-        node.filename = stripped.to_owned();
+        node.filename = stripped;
         if let Some(format) = format
             && FILES.contains(&format)
         {
@@ -599,7 +605,7 @@ fn double_quoted(text: &str) -> String {
 /// A recorded name as seen from the image that records it: beside it, unless it is from the root or has a protocol.
 pub fn beside(overlay: &str, name: &str) -> String {
     if name.starts_with('/') || protocol_of(name).is_some() {
-        return strip_file(name).to_owned();
+        return strip_file(name);
     }
     let overlay = strip_file(overlay);
     match overlay.rsplit_once('/') {

@@ -156,7 +156,7 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
         return Err(text);
     }
     if format == Format::Qcow2 {
-        super::settle::settle(&file, purpose.write && !purpose.check)?;
+        super::settle::settle(&file, purpose.write, purpose.check)?;
     }
     check_slice(&file, &node)?;
     let mut source = Source::file(&node.filename);

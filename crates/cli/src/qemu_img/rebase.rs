@@ -162,7 +162,12 @@ impl Said {
         }
         Ok(Some(NewBacking {
             name: name.to_owned(),
-            format: Format::from_qemu(format).ok_or_else(unsupported)?,
+            format: match Format::from_qemu(format) {
+                Some(format) => format,
+                // What is not a format is recorded all the same where nobody asks whether it is right.
+                None if self.unchecked => Format::Raw,
+                None => return Err(unsupported()),
+            },
         }))
     }
 
@@ -290,8 +295,14 @@ impl Said {
             backing,
             safety: Safety::Unsafe,
         };
-        relink::plan(&request, &Policy::libvirt(), &Silent)
-            .and_then(|plan| plan.execute())
+        let word = self.backing_format.as_deref();
+        let word = word.filter(|word| request.backing.is_some() && Format::from_qemu(word).is_none());
+        let policy = Policy::libvirt();
+        let plan = match word {
+            Some(word) => relink::plan_recording(&request, word, &policy, &Silent),
+            None => relink::plan(&request, &policy, &Silent),
+        };
+        plan.and_then(|plan| plan.execute())
             .map_err(|failed| self.not_changed(&reason(&failed)))
     }
 }

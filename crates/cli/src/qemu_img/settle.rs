@@ -5,12 +5,15 @@ use catena_engine::StorageBytes;
 use catena_engine::qcow2::check::CheckOptions;
 use catena_engine::qcow2::metadata::{Repair, repair};
 use catena_format::qcow2::{Autoclear, Header, Incompatible, Version};
-use catena_storage::LocalFile;
+use catena_storage::{LocalFile, Storage};
 use std::io::Write;
 
-/// Tells of bitmaps that do not count; and where the image is to be written, mends one that was not closed properly. An error is
-/// QEMU's sentence.
-pub fn settle(file: &LocalFile, write: bool) -> Result<(), String> {
+/// Where a header has its autoclear bits.
+const AUTOCLEAR_AT: u64 = 88;
+
+/// Tells of bitmaps that do not count; and where the image is to be written, takes back the promises of features that nobody here
+/// keeps, and mends an image that was not closed properly unless a check is to do that. An error is QEMU's sentence.
+pub fn settle(file: &LocalFile, write: bool, check: bool) -> Result<(), String> {
     let header = StorageBytes::new(file)
         .ok()
         .and_then(|bytes| Header::read(&bytes).ok());
@@ -19,7 +22,20 @@ pub fn settle(file: &LocalFile, write: bool) -> Result<(), String> {
     if header.bitmaps().is_some() && !header.autoclear.contains(Autoclear::BITMAPS) {
         warn_of_bitmaps(header.version);
     }
-    if write && header.incompatible.contains(Incompatible::DIRTY) {
+    if write && header.version == Version::V3 {
+        let kept = header.autoclear.intersection(Autoclear::KNOWN);
+        if kept != header.autoclear {
+            file.write_all_at(&kept.bits().to_be_bytes(), AUTOCLEAR_AT)
+                .and_then(|()| file.flush())
+                .map_err(|why| {
+                    format!(
+                        "Could not update qcow2 header: {}",
+                        super::errno::word(&why.into())
+                    )
+                })?;
+        }
+    }
+    if write && !check && header.incompatible.contains(Incompatible::DIRTY) {
         let could_not = |why: &str| format!("Could not repair dirty image: {why}");
         let repaired = repair(file, Repair::All, &CheckOptions::default())
             .map_err(|why| could_not(&super::errno::word(&why)))?;
