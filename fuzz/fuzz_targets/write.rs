@@ -34,7 +34,7 @@ fuzz_target!(
         };
         let image = Arc::new(MemoryStorage::from(image));
         let data: Arc<dyn Storage> = Arc::new(MemoryStorage::from(&b""[..]));
-        let options = CheckOptions { memory: 16 << 20, threads: 1, findings: 64 };
+        let options = CheckOptions { memory: 16 << 20, threads: 1, findings: 64, ..CheckOptions::default() };
         let Ok(before) = check(&*image, &options) else {
             return;
         };

@@ -1,5 +1,6 @@
 //! Amend: other options for an image that exists. What the guest sees stays.
 
+use super::observer::Observer;
 use super::relink::changeable_header;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
@@ -89,13 +90,15 @@ impl Plan {
         self.changes.is_empty()
     }
 
-    /// Changes them.
-    pub fn execute(&self) -> Result<()> {
+    /// Changes them. Stopped by the observer, the image is as it was.
+    pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
         let Some(image) = self.chain.active().filter(|_| !self.is_done()) else {
             return Ok(());
         };
         let file = image.reopen_for_writing()?;
-        amend(&file, &self.amend, &CheckOptions::default()).map_err(|error| error.with_path(image.name()))
+        let tell = |done, total| observer.step(done, total);
+        let options = CheckOptions::default().watched(&tell);
+        amend(&file, &self.amend, &options).map_err(|error| error.with_path(image.name()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! The image alone is looked at, whatever chain it is in. Everything is checked and can be told before anything is mended.
 
 use super::children::OtherChildren;
+use super::observer::Observer;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
@@ -24,7 +25,7 @@ pub struct Request {
     /// Who else may stand on an image that is mended.
     pub children: OtherChildren,
     /// What a check may use.
-    pub options: CheckOptions,
+    pub options: CheckOptions<'static>,
 }
 
 /// A checked image, and what is to be mended.
@@ -34,14 +35,14 @@ pub struct Plan {
     report: Report,
     /// What is to be mended, in the file, which is locked.
     repair: Option<(Repair, LocalFile)>,
-    options: CheckOptions,
+    options: CheckOptions<'static>,
 }
 
 /// Checks, and changes nothing.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] where the image's format has nothing to check.
-pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
+/// [`ErrorKind::Unsupported`] where the image's format has nothing to check; [`ErrorKind::Cancelled`] where the observer says so.
+pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Result<Plan> {
     let chain = detect(&request.start, policy);
     let image = chain.active().ok_or_else(|| match chain.check_complete() {
         Err(error) => error,
@@ -60,14 +61,16 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             "the image is not on this host",
         ))
     })?;
+    let tell = |done, total| observer.step(done, total);
+    let options = request.options.watched(&tell);
     let (report, repair) = match request.repair {
         None => {
             let storage = file.lock(request.sharing).map_err(named)?;
-            (check(&*storage, &request.options).map_err(named)?, None)
+            (check(&*storage, &options).map_err(named)?, None)
         }
         Some(what) => {
             let file = image.reopen_for_writing()?;
-            let report = check(&file, &request.options).map_err(named)?;
+            let report = check(&file, &options).map_err(named)?;
             (report, Some((what, file)))
         }
     };
@@ -99,10 +102,13 @@ impl Plan {
         self.repair.is_none() || self.report.is_clean()
     }
 
-    /// Mends. Each write on the way leaves an image that is no worse than it was.
-    pub fn execute(&self) -> Result<Option<Repaired>> {
+    /// Mends. Each write on the way leaves an image that is no worse than it was, also where the observer stops
+    /// it.
+    pub fn execute(&self, observer: &dyn Observer) -> Result<Option<Repaired>> {
+        let tell = |done, total| observer.step(done, total);
+        let options = self.options.watched(&tell);
         match &self.repair {
-            Some((what, file)) if !self.report.is_clean() => repair(file, *what, &self.options)
+            Some((what, file)) if !self.report.is_clean() => repair(file, *what, &options)
                 .map(Some)
                 .map_err(|error| error.with_path(self.name())),
             _ => Ok(None),

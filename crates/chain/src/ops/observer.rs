@@ -12,6 +12,12 @@ pub trait Observer: Sync {
         false
     }
 
+    /// Both at once: so much is done, of so much. Whether to go on.
+    fn step(&self, done: u64, total: u64) -> bool {
+        self.progress(done, total);
+        !self.cancelled()
+    }
+
     /// A sector could not be read, and becomes zeros because the caller wants what can be had.
     fn unreadable(&self, _at: GuestOffset, _why: &Error) {}
 

@@ -3,6 +3,7 @@
 //! What is new reads as zeros, whatever lies below. What is cut off is gone, so a caller has to say that it may be.
 
 use super::children::OtherChildren;
+use super::observer::Observer;
 use super::relink::changeable_header;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
@@ -115,8 +116,8 @@ impl Plan {
         self.old == self.new
     }
 
-    /// Resizes.
-    pub fn execute(&self) -> Result<()> {
+    /// Resizes. Where the observer stops that, the disk has the size that it had.
+    pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
         let Some(image) = self.chain.active() else {
             return Err(Error::new(ErrorKind::NotFound, "there is no image"));
         };
@@ -127,8 +128,10 @@ impl Plan {
             writable.finish()?;
         } else if self.new < self.old {
             let file = image.reopen_for_writing()?;
+            let tell = |done, total| observer.step(done, total);
+            let options = CheckOptions::default().watched(&tell);
             match image.format {
-                Format::Qcow2 => shrink(&file, self.new, &CheckOptions::default()).map_err(named)?,
+                Format::Qcow2 => shrink(&file, self.new, &options).map_err(named)?,
                 _ => {
                     file.set_len(self.new)?;
                     file.flush()?;

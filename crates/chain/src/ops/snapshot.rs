@@ -3,6 +3,7 @@
 //! Each is one change that is made beside, so that what is cut off leaves the image as it was or as it is to be.
 
 use super::children::OtherChildren;
+use super::observer::Observer;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
@@ -119,11 +120,13 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
 }
 
 impl Plan {
-    /// Performs it. A snapshot that is taken has the time of now; its id is told.
-    pub fn execute(&self) -> Result<Option<String>> {
+    /// Performs it. A snapshot that is taken has the time of now; its id is told. Stopped by the
+    /// observer, the image is as it was.
+    pub fn execute(&self, observer: &dyn Observer) -> Result<Option<String>> {
         let image = qcow2(&self.chain)?;
         let file = image.reopen_for_writing()?;
-        let options = CheckOptions::default();
+        let tell = |done, total| observer.step(done, total);
+        let options = CheckOptions::default().watched(&tell);
         let done = match (&self.action, &self.found) {
             (Action::Create { name }, _) => {
                 let now = SystemTime::now()

@@ -39,7 +39,8 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         options: read(&args.option)?,
     };
     let plan = amend::plan(&request, &args.image.policy()?)?;
-    args.change.perform(&plan, amend::Plan::execute)
+    args.change
+        .perform_watched("amending", &plan, |plan, observer| plan.execute(observer))
 }
 
 fn read(lists: &[String]) -> Result<Options, Error> {

@@ -73,7 +73,7 @@ impl ChangeArgs {
 }
 
 /// What the user has who stopped a change.
-fn stopped(error: Error) -> Error {
+pub fn stopped(error: Error) -> Error {
     if error.kind() == ErrorKind::Cancelled {
         error.with_hint("everything is consistent: run the same command again to finish")
     } else {

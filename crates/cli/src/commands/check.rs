@@ -1,6 +1,6 @@
 //! `catena check`: what is wrong inside an image, and its repair.
 
-use super::change::{ChangeArgs, ChildrenArgs};
+use super::change::{ChangeArgs, ChildrenArgs, stopped};
 use crate::error::CommandError;
 use crate::output;
 use crate::target::ImageArgs;
@@ -133,7 +133,8 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         children: args.children.children(),
         options: CheckOptions::default(),
     };
-    let plan = match check::plan(&request, &args.image.policy()?) {
+    let progress = args.change.progress("checking");
+    let plan = match check::plan(&request, &args.image.policy()?, &progress) {
         Ok(plan) => plan,
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             return Ok(CommandError::from(error).report_as(NOT_CHECKED));
@@ -143,8 +144,9 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let repaired = if args.change.is_dry_run() {
         None
     } else {
-        plan.execute()?
+        plan.execute(&progress).map_err(stopped)?
     };
+    drop(progress);
     let report = repaired
         .as_ref()
         .map_or(plan.report(), |repaired| &repaired.report);

@@ -43,7 +43,8 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         children: args.children.children(),
     };
     let plan = resize::plan(&request, &args.image.policy()?)?;
-    args.change.perform(&plan, resize::Plan::execute)
+    args.change
+        .perform_watched("resizing", &plan, |plan, observer| plan.execute(observer))
 }
 
 fn parse_new_size(text: &str) -> Result<NewSize, String> {

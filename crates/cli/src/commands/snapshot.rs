@@ -132,7 +132,9 @@ fn change(
         children,
     };
     let plan = snapshot::plan(&request, &image.policy()?)?;
-    change.perform(&plan, |plan| plan.execute().map(drop))
+    change.perform_watched("changing snapshots", &plan, |plan, observer| {
+        plan.execute(observer).map(drop)
+    })
 }
 
 /// Two of one name could only be told apart by their ids, and a name that is another's id not at all.

@@ -21,7 +21,7 @@ mod refcounts;
 mod slices;
 mod zero;
 
-pub use check::{CheckOptions, Finding, FindingKind, Report, check};
+pub use check::{CheckOptions, Finding, FindingKind, Report, Watch, check};
 pub use disk::{DiskOptions, Qcow2Disk};
 pub use grow::Preallocation;
 pub use image::Qcow2;

@@ -300,7 +300,7 @@ impl History {
 }
 
 /// What a check of a small image may use.
-pub fn check_options() -> CheckOptions {
+pub fn check_options() -> CheckOptions<'static> {
     CheckOptions {
         threads: 1,
         findings: 8,

@@ -15,11 +15,13 @@ pub(in crate::qcow2) mod refcounts;
 pub(in crate::qcow2) mod roots;
 pub(in crate::qcow2) mod table;
 pub(in crate::qcow2) mod walk;
+mod watch;
 
 pub use finding::{Finding, FindingKind, Outcome, Severity};
 pub use found::Totals;
 pub(in crate::qcow2) use found::{Found, Room};
 pub use walk::Mapped;
+pub use watch::Watch;
 
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::Header;
@@ -35,18 +37,20 @@ const MOST_CLUSTERS: u64 = 1 << 36;
 /// Clusters of which counts are held at once, whatever memory there is: chunks cost some even when they are empty.
 const PASS_CLUSTERS: u64 = 1 << 34;
 
-/// What a check may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CheckOptions {
+/// What a check may use, and who watches it.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckOptions<'a> {
     /// About how many bytes of memory counts may take up.
     pub memory: usize,
     /// How many threads read.
     pub threads: usize,
     /// How many findings are kept; others are counted.
     pub findings: usize,
+    /// Who watches.
+    pub watch: Watch<'a>,
 }
 
-impl Default for CheckOptions {
+impl Default for CheckOptions<'_> {
     fn default() -> Self {
         Self {
             memory: 192 << 20,
@@ -54,6 +58,18 @@ impl Default for CheckOptions {
                 .map_or(1, usize::from)
                 .min(16),
             findings: 200_000,
+            watch: Watch::default(),
+        }
+    }
+}
+
+impl<'a> CheckOptions<'a> {
+    /// The same, watched: see [`Watch`].
+    #[must_use]
+    pub fn watched(self, tell: &'a (dyn Fn(u64, u64) -> bool + Sync)) -> Self {
+        Self {
+            watch: Watch::new(tell),
+            ..self
         }
     }
 }
@@ -112,8 +128,8 @@ impl Report {
 ///
 /// # Errors
 /// Where the header cannot be read or asks for features that are not understood, the image is absurdly large, or the
-/// store fails.
-pub fn check(storage: &dyn Storage, options: &CheckOptions) -> Result<Report> {
+/// store fails; [`ErrorKind::Cancelled`] where whoever watches says so.
+pub fn check(storage: &dyn Storage, options: &CheckOptions<'_>) -> Result<Report> {
     let room = Room::new(options.findings);
     let mut found = Found::default();
     let roots = Roots::read(storage, &room, &mut found)?;
@@ -224,7 +240,7 @@ pub(in crate::qcow2) fn clusters_of(header: &Header, file_len: u64) -> Result<u6
 pub(in crate::qcow2) fn examine(
     storage: &dyn Storage,
     roots: &Roots,
-    options: &CheckOptions,
+    options: &CheckOptions<'_>,
 ) -> Result<State> {
     let header = &roots.header;
     let file_len = storage.len()?;
@@ -280,7 +296,7 @@ fn pass(
     range: Range,
     file_len: u64,
     room: &Room,
-    options: &CheckOptions,
+    options: &CheckOptions<'_>,
 ) -> Result<Result<(State, u64), u64>> {
     let header = &roots.header;
     let (budget, threads) = (options.memory / 3, options.threads.max(1));
@@ -299,6 +315,7 @@ fn pass(
     let mut walk = Walk::new(storage, file_len, roots, &counts, room, threads);
     walk.refcounts = Some(&refcounts);
     walk.tables = Some(&tables);
+    walk.watch = options.watch;
     let mut walked = walk.all()?;
     walk.rest(&mut walked.found)?;
     let mut state = State::default();

@@ -8,7 +8,8 @@ use super::finding::FindingKind;
 use super::found::{Found, Room};
 use super::refcounts::{Refcounts, be64};
 use super::roots::{Endless, Roots};
-use super::table::Tally;
+use super::table::{Shape, Tally};
+use super::watch::Watch;
 use crate::error::Result;
 use catena_format::limits;
 use catena_storage::Storage;
@@ -24,6 +25,8 @@ pub(in crate::qcow2) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 pub(in crate::qcow2) const COPIED: u64 = 1 << 63;
 /// Pieces that are walked before their findings are put together.
 const BATCH: usize = 4096;
+/// Bytes of tables that are read before that is told.
+const TOLD_AFTER: u64 = 1 << 20;
 
 /// What the guest clusters of the active disk are, as QEMU counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +59,10 @@ pub(in crate::qcow2) struct Walk<'a> {
     pub clusters: AtomicU64,
     /// How many threads walk.
     pub threads: usize,
+    /// Who watches.
+    pub watch: Watch<'a>,
+    /// L1 entries that have been walked.
+    passed: AtomicU64,
 }
 
 /// What a walk found.
@@ -112,6 +119,8 @@ impl<'a> Walk<'a> {
             room,
             clusters: AtomicU64::new(roots.header.cluster_bits.clusters(file_len)),
             threads,
+            watch: Watch::default(),
+            passed: AtomicU64::new(0),
         }
     }
 
@@ -222,6 +231,18 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Tells that so many more L1 entries have been walked.
+    fn pass(&self, entries: u64) -> Result<()> {
+        let layout = Shape::of(&self.roots.header).layout;
+        let bytes = layout.l2_entries().saturating_mul(layout.cluster_bits.size());
+        let snapshots = self.roots.snapshots.iter();
+        let all = snapshots.map(|record| u64::from(record.l1_entries)).sum::<u64>()
+            + u64::from(self.roots.header.l1_entries);
+        let passed = self.passed.fetch_add(entries, Ordering::Relaxed) + entries;
+        self.watch
+            .tell(passed.saturating_mul(bytes), all.saturating_mul(bytes))
+    }
+
     fn active_pieces(&self) -> impl Iterator<Item = Piece> + use<'a> {
         let header = &self.roots.header;
         cut(header.l1_offset, header.l1_entries.into(), true, self.threads)
@@ -303,6 +324,9 @@ impl<'a> Walk<'a> {
         if piece.indices.start == 0 {
             self.count(piece.table, piece.entries * 8, &mut tally.walked.found);
         }
+        // Pieces that are left when it is to stop end here.
+        self.pass(0)?;
+        let (mut said, mut read) = (piece.indices.start, 0);
         let len = (piece.indices.end - piece.indices.start) * 8;
         let mut l1 = vec![0; usize::try_from(len).unwrap_or_default()];
         let at = piece.table.saturating_add(piece.indices.start * 8);
@@ -334,7 +358,13 @@ impl<'a> Walk<'a> {
                 tally.l1_copied(index, entry)?;
             }
             tally.table(offset, piece.active, check_copied)?;
+            read += bits.size();
+            if read >= TOLD_AFTER {
+                self.pass(index + 1 - said)?;
+                (said, read) = (index + 1, 0);
+            }
         }
+        self.pass(piece.indices.end - said)?;
         Ok(std::mem::take(&mut tally.walked))
     }
 }

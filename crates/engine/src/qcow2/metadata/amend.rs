@@ -48,7 +48,7 @@ pub struct Amend {
 /// [`ErrorKind::Unsupported`] where the image, as it is or as it is to be, does not allow for it, in QEMU's words;
 /// [`ErrorKind::TooLarge`] where a refcount does not fit the width; [`ErrorKind::Corrupt`] where the image is to be
 /// repaired first.
-pub fn amend(storage: &dyn Storage, amend: &Amend, options: &CheckOptions) -> Result<()> {
+pub fn amend(storage: &dyn Storage, amend: &Amend, options: &CheckOptions<'_>) -> Result<()> {
     let old = Header::read(&StorageBytes::new(storage)?)?;
     old.check_readable()?;
     let mut new = old.clone();

@@ -10,7 +10,7 @@ use crate::qcow2::check::counts::{CHUNK, Counts, max_of_order};
 use crate::qcow2::check::refcounts::{self, Refcounts};
 use crate::qcow2::check::roots::{Endless, Roots};
 use crate::qcow2::check::walk::Walk;
-use crate::qcow2::check::{self, CheckOptions, Found, Room};
+use crate::qcow2::check::{self, CheckOptions, Found, Room, Watch};
 use catena_format::limits;
 use catena_format::qcow2::{Autoclear, Header, Incompatible, SnapshotRecord, rewrite};
 use catena_storage::Storage;
@@ -29,11 +29,12 @@ pub(in crate::qcow2) struct Beside<'a> {
     pub old: Roots,
     space: Space,
     threads: usize,
+    watch: Watch<'a>,
 }
 
 impl<'a> Beside<'a> {
     /// Begins a change of a sound image: one that the check finds no fault with but leaks.
-    pub fn begin(storage: &'a dyn Storage, options: &CheckOptions) -> Result<Self> {
+    pub fn begin(storage: &'a dyn Storage, options: &CheckOptions<'a>) -> Result<Self> {
         let (room, mut found) = (Room::new(1), Found::default());
         let roots = Roots::read(storage, &room, &mut found)?;
         if roots.header.incompatible.contains(Incompatible::CORRUPT) {
@@ -55,7 +56,7 @@ impl<'a> Beside<'a> {
 
     /// Begins a change of an image that was checked. Where its refcounts are not `sound`, clusters are free only if nothing
     /// refers to them either.
-    pub fn of(storage: &'a dyn Storage, old: Roots, options: &CheckOptions, sound: bool) -> Result<Self> {
+    pub fn of(storage: &'a dyn Storage, old: Roots, options: &CheckOptions<'a>, sound: bool) -> Result<Self> {
         let header = &old.header;
         let file_len = storage.len()?;
         let all = check::clusters_of(header, file_len)?;
@@ -72,7 +73,8 @@ impl<'a> Beside<'a> {
         }
         if !sound {
             let room = Room::new(0);
-            let walk = Walk::new(storage, file_len, &old, &used, &room, threads);
+            let mut walk = Walk::new(storage, file_len, &old, &used, &room, threads);
+            walk.watch = options.watch;
             let mut walked = walk.all()?;
             walk.rest(&mut walked.found)?;
             for entry in &on_disk.table {
@@ -85,12 +87,18 @@ impl<'a> Beside<'a> {
             old,
             space,
             threads,
+            watch: options.watch,
         })
     }
 
     /// How many threads work on it.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Who watches it.
+    pub fn watch(&self) -> Watch<'a> {
+        self.watch
     }
 
     /// Takes free clusters: `most`, or as many as there are in a row.

@@ -12,7 +12,7 @@ use catena_storage::Storage;
 ///
 /// # Errors
 /// [`crate::ErrorKind::Corrupt`] where the image is to be repaired first, and where the store fails.
-pub fn empty(storage: &dyn Storage, options: &CheckOptions) -> Result<()> {
+pub fn empty(storage: &dyn Storage, options: &CheckOptions<'_>) -> Result<()> {
     let compact = clear(storage, options)?;
     if compact {
         // The tables were put behind what they replaced, of which nothing is left: now there is room in front.
@@ -22,7 +22,7 @@ pub fn empty(storage: &dyn Storage, options: &CheckOptions) -> Result<()> {
 }
 
 /// Tells whether nothing else is in the file.
-fn clear(storage: &dyn Storage, options: &CheckOptions) -> Result<bool> {
+fn clear(storage: &dyn Storage, options: &CheckOptions<'_>) -> Result<bool> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
     let shape = Shape::of(&roots.header);

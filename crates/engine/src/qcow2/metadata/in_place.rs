@@ -31,7 +31,7 @@ pub(super) struct Ground<'a> {
 
 impl<'a> Ground<'a> {
     /// Counts all references of an image.
-    pub fn of(storage: &'a dyn Storage, roots: &'a Roots, options: &CheckOptions) -> Result<Self> {
+    pub fn of(storage: &'a dyn Storage, roots: &'a Roots, options: &CheckOptions<'a>) -> Result<Self> {
         let header = &roots.header;
         let (file_len, threads) = (storage.len()?, options.threads.max(1));
         let all = check::clusters_of(header, file_len)?;
@@ -43,6 +43,7 @@ impl<'a> Ground<'a> {
         let mut found = Found::default();
         let mut walk = Walk::new(storage, file_len, roots, &counts, &room, threads);
         walk.tables = Some(&tables);
+        walk.watch = options.watch;
         walk.all()?;
         walk.rest(&mut found)?;
         let bits = header.cluster_bits;

@@ -45,7 +45,7 @@ pub struct Repaired {
 ///
 /// # Errors
 /// As for [`check`](crate::qcow2::check()), and where the store fails.
-pub fn repair(storage: &dyn Storage, what: Repair, options: &CheckOptions) -> Result<Repaired> {
+pub fn repair(storage: &dyn Storage, what: Repair, options: &CheckOptions<'_>) -> Result<Repaired> {
     let everything = what == Repair::All;
     let room = Room::new(options.findings);
     let mut told = Found::default();
@@ -75,7 +75,7 @@ pub fn repair(storage: &dyn Storage, what: Repair, options: &CheckOptions) -> Re
 
 struct Mending<'a> {
     storage: &'a dyn Storage,
-    options: &'a CheckOptions,
+    options: &'a CheckOptions<'a>,
     room: Room,
     roots: Roots,
     /// What the image was last found to be.

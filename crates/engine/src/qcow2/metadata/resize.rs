@@ -15,7 +15,7 @@ use catena_storage::Storage;
 /// # Errors
 /// [`ErrorKind::Conflict`] where the new size is larger; [`ErrorKind::Unsupported`] for a version 2 image with snapshots
 /// and where a bitmap's table would have to shrink; [`ErrorKind::Corrupt`] where the image is to be repaired first.
-pub fn shrink(storage: &dyn Storage, virtual_size: u64, options: &CheckOptions) -> Result<()> {
+pub fn shrink(storage: &dyn Storage, virtual_size: u64, options: &CheckOptions<'_>) -> Result<()> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
     let header = &roots.header;

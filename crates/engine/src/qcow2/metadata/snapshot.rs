@@ -34,7 +34,7 @@ pub struct NewSnapshot {
 /// # Errors
 /// [`ErrorKind::Unsupported`] with a data file; [`ErrorKind::TooLarge`] where there are too many snapshots or refcounts
 /// are too narrow for another; [`ErrorKind::Corrupt`] where the image is to be repaired first.
-pub fn create(storage: &dyn Storage, new: &NewSnapshot, options: &CheckOptions) -> Result<String> {
+pub fn create(storage: &dyn Storage, new: &NewSnapshot, options: &CheckOptions<'_>) -> Result<String> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
     refuse_data_file(&roots.header)?;
@@ -79,7 +79,7 @@ pub fn create(storage: &dyn Storage, new: &NewSnapshot, options: &CheckOptions) 
 /// # Errors
 /// As for [`create`], [`ErrorKind::NotFound`] where there is no such snapshot, and [`ErrorKind::Conflict`] where the image
 /// has persistent bitmaps, as QEMU has it.
-pub fn apply(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Result<()> {
+pub fn apply(storage: &dyn Storage, index: usize, options: &CheckOptions<'_>) -> Result<()> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
     refuse_data_file(&roots.header)?;
@@ -116,7 +116,7 @@ pub fn apply(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Res
 ///
 /// # Errors
 /// As for [`create`], and [`ErrorKind::NotFound`] where there is no such snapshot.
-pub fn delete(storage: &dyn Storage, index: usize, options: &CheckOptions) -> Result<()> {
+pub fn delete(storage: &dyn Storage, index: usize, options: &CheckOptions<'_>) -> Result<()> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
     snapshot(&roots, index)?;

@@ -30,7 +30,13 @@ pub(super) fn rewrite(
     let indices: Vec<usize> = (0..l1.len())
         .filter(|index| l1.get(*index).is_some_and(|entry| entry & OFFSET_MASK != 0))
         .collect();
-    for batch in indices.chunks(at_once) {
+    let guest_bytes = Shape::of(&beside.old.header)
+        .layout
+        .l2_entries()
+        .saturating_mul(size);
+    let told = |tables: usize| (tables as u64).saturating_mul(guest_bytes);
+    for (number, batch) in indices.chunks(at_once).enumerate() {
+        beside.watch().tell(told(number * at_once), told(indices.len()))?;
         let tables: Vec<(usize, u64)> = batch
             .iter()
             .map(|index| (*index, l1.get(*index).map_or(0, |entry| entry & OFFSET_MASK)))
