@@ -116,7 +116,8 @@ pub fn bench(request: &Request, target: Target<'_>, observer: &dyn Observer) -> 
                     .unwrap_or_else(PoisonError::into_inner)
                     .get_or_insert(error);
             }
-            observer.progress(number.min(request.count), request.count);
+            let bytes = |requests: u64| requests.saturating_mul(request.bytes as u64);
+            observer.progress(bytes(number), bytes(request.count));
         }
     };
     std::thread::scope(|scope| {
