@@ -1,16 +1,17 @@
 //! Bitmap: persistent bitmaps of an image, which remember what has been written since a backup.
 //!
-//! Several changes are stored in one step: at every instant the image has its old bitmaps or the new ones.
+//! Several changes are stored in one step: at every instant the image has its old bitmaps or the new ones. The image alone
+//! is opened, whatever chain it is in; one that bits are taken from is only read.
 
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
 use catena_engine::qcow2::Qcow2Disk;
-use catena_engine::qcow2::bitmap::{Bitmaps, Bits, NewBitmap};
-use catena_engine::{Error, ErrorKind, Result};
+use catena_engine::qcow2::bitmap::{BitmapError, Bitmaps, Bits, NewBitmap, stored};
+use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::Format;
-use catena_format::qcow2::Bitmap;
+use catena_format::qcow2::{Bitmap, Header};
 use std::fmt;
 
 /// What to change.
@@ -141,7 +142,8 @@ impl Plan {
     pub fn execute(&self) -> Result<()> {
         let image = qcow2(&self.chain)?;
         let named = |error: Error| error.with_path(image.name());
-        let writable = self.chain.open_writable(0, Sharing::Locked)?;
+        // Bitmaps lie in the image itself: what is below it is not asked.
+        let writable = image.open_writable(&[], Sharing::Locked)?;
         let disk = writable
             .qcow2()
             .ok_or_else(|| named(Error::new(ErrorKind::Unsupported, "the image has no bitmaps")))?;
@@ -177,15 +179,29 @@ impl Plan {
     }
 }
 
-/// The bits of a bitmap of another image.
+/// The bits of a bitmap of another image, which others may read meanwhile.
 fn bits_of(chain: &Chain, name: &str) -> Result<Bits> {
-    let writable = chain.open_writable(0, Sharing::Locked)?;
-    let disk = writable
-        .qcow2()
-        .ok_or_else(|| Error::new(ErrorKind::Unsupported, "the image has no bitmaps"))?;
-    let bits = Bitmaps::read(&**disk)?.bits(name, &**disk)?;
-    writable.finish()?;
-    Ok(bits)
+    let image = qcow2(chain)?;
+    let read = || {
+        let file = image
+            .file
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "the image is not on this host"))?;
+        let storage = file.lock(Sharing::Locked)?;
+        let header = Header::read(&StorageBytes::new(&*storage)?)?;
+        let bitmap = stored::list(&header, &*storage)?
+            .into_iter()
+            .find(|bitmap| bitmap.name == name)
+            .ok_or_else(|| none(image, name))?;
+        if bitmap.in_use {
+            return Err(BitmapError::Inconsistent(name.to_owned()).into());
+        }
+        if !bitmap.is_understood() {
+            return Err(BitmapError::NotUnderstood(name.to_owned()).into());
+        }
+        stored::load(&bitmap, &header, &*storage)
+    };
+    read().map_err(|error: Error| error.with_path(image.name()))
 }
 
 impl fmt::Display for Plan {
