@@ -1,15 +1,18 @@
 //! Resize: a disk made larger or smaller.
 //!
-//! What is new reads as zeros, whatever lies below. What is cut off is gone, so a caller has to say that it may be.
+//! What is new reads as zeros, whatever lies below, and can have its space from the start. What is cut off is gone, so a caller has to say that it may be.
 
+use super::allocated::write_zeros;
 use super::children::OtherChildren;
+use super::create::Preallocation;
 use super::observer::Observer;
 use super::relink::changeable_header;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use catena_engine::qcow2::{CheckOptions, shrink};
+use crate::writable::Writable;
+use catena_engine::qcow2::{self, CheckOptions, shrink};
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::{Format, limits};
 use catena_storage::Storage;
@@ -25,6 +28,8 @@ pub struct Request {
     pub start: Start,
     /// The size it shall have.
     pub size: NewSize,
+    /// What of a larger disk's new part is allocated.
+    pub preallocation: Preallocation,
     /// Whether what lies past a smaller size may be cut off.
     pub shrink: bool,
     /// Who else may stand on an image that becomes smaller.
@@ -48,6 +53,7 @@ pub struct Plan {
     chain: Chain,
     old: u64,
     new: u64,
+    preallocation: Preallocation,
 }
 
 /// Decides.
@@ -87,6 +93,19 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         .and_then(|size| size.checked_next_multiple_of(SECTOR))
         .filter(|size| *size <= limits::VIRTUAL_SIZE)
         .ok_or_else(|| named(Error::new(ErrorKind::TooLarge, "no disk has such a size")))?;
+    let preallocation = request.preallocation;
+    if image.format == Format::Raw && preallocation == Preallocation::Metadata {
+        return Err(named(Error::new(
+            ErrorKind::Unsupported,
+            "raw images have no metadata to preallocate",
+        )));
+    }
+    if new < old && preallocation != Preallocation::Off {
+        return Err(named(Error::new(
+            ErrorKind::Conflict,
+            "the disk would become smaller: only what is new can be preallocated",
+        )));
+    }
     if new < old {
         if !request.shrink {
             return Err(named(
@@ -102,7 +121,12 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         }
         request.children.check(&[image], &chain.layers)?;
     }
-    Ok(Plan { old, new, chain })
+    Ok(Plan {
+        old,
+        new,
+        preallocation,
+        chain,
+    })
 }
 
 impl Plan {
@@ -125,6 +149,7 @@ impl Plan {
         if self.new > self.old {
             let mut writable = self.chain.open_writable(0, Sharing::Locked)?;
             writable.grow(self.new)?;
+            self.preallocate(&writable).map_err(named)?;
             writable.finish()?;
         } else if self.new < self.old {
             let file = image.reopen_for_writing()?;
@@ -142,6 +167,23 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Gives what is new its space.
+    fn preallocate(&self, writable: &Writable) -> Result<()> {
+        let how = match self.preallocation {
+            Preallocation::Off => return Ok(()),
+            Preallocation::Metadata => qcow2::Preallocation::Metadata,
+            Preallocation::Falloc => qcow2::Preallocation::Falloc,
+            Preallocation::Full => qcow2::Preallocation::Full,
+        };
+        match (writable.qcow2(), how) {
+            (Some(disk), _) => disk.preallocate(self.old..self.new, how),
+            (None, qcow2::Preallocation::Full) => write_zeros(writable.file(), self.old, self.new),
+            (None, _) => Ok(writable.file().allocate(self.old, self.new - self.old)?),
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let image = self.chain.active().map(Layer::name).unwrap_or_default();
@@ -150,6 +192,12 @@ impl fmt::Display for Plan {
             return write!(f, "{image}: has {new} bytes already");
         }
         let how = if new > old { "grows" } else { "shrinks" };
-        write!(f, "{image}: {how} from {old} to {new} bytes")
+        write!(f, "{image}: {how} from {old} to {new} bytes")?;
+        f.write_str(match self.preallocation {
+            Preallocation::Off => "",
+            Preallocation::Metadata => "; what is new has its metadata",
+            Preallocation::Falloc => "; what is new has its space",
+            Preallocation::Full => "; what is new is written as zeros",
+        })
     }
 }

@@ -1,9 +1,11 @@
 //! `catena resize`: make a disk larger or smaller.
 
 use super::change::{ChangeArgs, ChildrenArgs};
+use super::options::parse_preallocation;
 use crate::error::CommandError;
 use crate::target::ImageArgs;
 use crate::text;
+use catena::ops::create::Preallocation;
 use catena::ops::resize::{self, NewSize};
 use std::process::ExitCode;
 
@@ -17,6 +19,7 @@ smaller, beside it and in folders given with --look-in, refuse it by name.
 Examples:
   catena resize vm.qcow2 40G
   catena resize vm.qcow2 +10G
+  catena resize vm.qcow2 +10G --preallocation falloc
   catena resize vm.qcow2 --shrink -- -10G")]
 pub struct Args {
     #[command(flatten)]
@@ -25,6 +28,9 @@ pub struct Args {
     /// understood
     #[arg(value_parser = parse_new_size, allow_hyphen_values = true)]
     size: NewSize,
+    /// What of the new part is allocated: off, metadata, falloc or full; raw: not metadata
+    #[arg(long, value_name = "HOW", value_parser = parse_preallocation, default_value = "off")]
+    preallocation: Preallocation,
     /// Cut off what lies past a smaller size
     #[arg(long)]
     shrink: bool,
@@ -39,6 +45,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let request = resize::Request {
         start: args.image.start(),
         size: args.size,
+        preallocation: args.preallocation,
         shrink: args.shrink,
         children: args.children.children(),
     };
