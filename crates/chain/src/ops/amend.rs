@@ -8,7 +8,7 @@ use crate::policy::Policy;
 use catena_engine::qcow2::CheckOptions;
 use catena_engine::qcow2::metadata::{Amend, amend};
 use catena_engine::{Error, ErrorKind, Result};
-use catena_format::qcow2::{Compatible, Header, Version};
+use catena_format::qcow2::{Autoclear, Compatible, Header, Version};
 use std::fmt;
 
 /// What to change.
@@ -29,6 +29,8 @@ pub struct Options {
     pub refcount_order: Option<u32>,
     /// Whether refcount updates may be postponed.
     pub lazy_refcounts: Option<bool>,
+    /// Whether the data file stays a raw image of the disk, which can only be given up.
+    pub data_file_raw: Option<bool>,
 }
 
 /// Other options, decided.
@@ -49,6 +51,14 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     })?;
     let header = changeable_header(image)?;
     let (amend, changes) = changes(header, &request.options);
+    if amend.data_file_raw == Some(true) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the data file of an image that exists does not become a raw image of the disk",
+        )
+        .with_path(image.name())
+        .with_hint("'catena convert -o data_file=FILE,data_file_raw=on' makes such an image"));
+    }
     Ok(Plan {
         amend,
         changes,
@@ -75,10 +85,16 @@ fn changes(header: &Header, options: &Options) -> (Amend, Vec<String>) {
     if let Some(lazy) = lazy {
         told.push(format!("lazy refcounts {}", if lazy { "on" } else { "off" }));
     }
+    let is_raw = header.autoclear.contains(Autoclear::RAW_EXTERNAL_DATA);
+    let raw = options.data_file_raw.filter(|raw| *raw != is_raw);
+    if let Some(raw) = raw {
+        told.push(format!("data file raw {}", if raw { "on" } else { "off" }));
+    }
     let amend = Amend {
         version,
         refcount_order: order,
         lazy_refcounts: lazy,
+        data_file_raw: raw,
         ..Amend::default()
     };
     (amend, told)

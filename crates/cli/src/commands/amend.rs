@@ -15,6 +15,7 @@ Options (-o), with qemu-img's names:
   compat=1.1          0.10 or v2, 1.1 or v3
   refcount_bits=16    1 to 64
   lazy_refcounts=off
+  data_file_raw=off   the data file is no longer a raw image of the disk
 
 What the guest sees stays. The change is safe at every instant: a cut leaves
 the image as it was or as it is to be. 'catena relink' and 'catena rebase'
@@ -49,6 +50,7 @@ fn read(lists: &[String]) -> Result<Options, Error> {
         match key.as_str() {
             "compat" => options.version = Some(parse_compat(&value)?),
             "lazy_refcounts" => options.lazy_refcounts = Some(on_off(&key, &value)?),
+            "data_file_raw" => options.data_file_raw = Some(on_off(&key, &value)?),
             "refcount_bits" => {
                 let bits: u32 = value.parse().map_err(|_| bad_value(&key, &value))?;
                 if !bits.is_power_of_two() || bits > 64 {
