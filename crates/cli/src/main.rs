@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         limits::raise();
         return qemu_img::main(words);
     }
+    // Before anything else reads them: words such as --help and --color behind it are qemu-img's, too.
     if words.get(1).is_some_and(|word| word == "qemu-img") {
         limits::raise();
         return qemu_img::main(words.split_off(1));

@@ -38,7 +38,7 @@ mod tests {
         for _ in 0..2 {
             run(&Args { dir: dir.clone() }).unwrap();
         }
-        for page in ["catena.1", "catena-show.1", "catena-man.1"] {
+        for page in ["catena.1", "catena-show.1", "catena-man.1", "catena-qemu-img.1"] {
             let text = std::fs::read_to_string(dir.join(page)).unwrap();
             assert!(text.contains(".TH catena"), "{page}: {text}");
         }

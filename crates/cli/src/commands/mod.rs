@@ -21,6 +21,7 @@ pub mod map;
 pub mod measure;
 mod moving;
 mod options;
+pub mod qemu_img;
 pub mod rebase;
 pub mod reference;
 pub mod relink;
@@ -80,6 +81,9 @@ pub enum Command {
     Bench(bench::Args),
     /// Say what a recorded backing reference means
     Reference(reference::Args),
+    /// Be qemu-img, by that name
+    #[command(name = "qemu-img")]
+    QemuImg(qemu_img::Args),
     /// Watch a chain being made, broken and mended, in a temporary folder
     Tour(tour::Args),
     /// Print what a shell needs to complete this command line
@@ -114,6 +118,7 @@ impl Command {
             Self::Bitmap(args) => bitmap::run(args),
             Self::Dd(args) => dd::run(args),
             Self::Bench(args) => bench::run(args),
+            Self::QemuImg(args) => Ok(qemu_img::run(args)),
             Self::Tour(args) => tour::run(args),
             Self::Completions(args) => completions::run(args),
             Self::Man(args) => man::run(args),

@@ -2,6 +2,9 @@
 
 use crate::common::Images;
 use crate::{chain, done, failed, shows_the_same};
+use catena::ops::{Observer, OtherChildren, Silent, check, snapshot};
+use catena::{ErrorKind, Format, Policy, Start};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An image with a refcount too high by one, of a cluster that nobody uses.
 fn leaky() -> Images {
@@ -164,4 +167,143 @@ fn options_are_changed_and_the_guest_sees_the_same() {
         unknown.err.contains("no option that can be changed"),
         "{unknown:?}"
     );
+}
+
+/// Stops at the nth time it is asked, and keeps how far it came.
+struct StopAt {
+    left: AtomicU64,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl StopAt {
+    fn new(left: u64) -> Self {
+        let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self {
+            left: left.into(),
+            done,
+            total,
+        }
+    }
+}
+
+impl Observer for StopAt {
+    fn progress(&self, done: u64, total: u64) {
+        assert!(done <= total, "{done} of {total}");
+        self.done.fetch_max(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        let left = self.left.load(Ordering::Relaxed);
+        self.left.store(left.saturating_sub(1), Ordering::Relaxed);
+        left == 0
+    }
+}
+
+#[test]
+fn a_check_tells_how_far_it_is_and_stops_when_it_shall() {
+    let images = chain();
+    let request = check::Request {
+        start: Start::at(images.file("tuesday.qcow2"), Some(Format::Qcow2)),
+        sharing: catena::open::Sharing::Locked,
+        repair: None,
+        children: OtherChildren::default(),
+        options: catena_engine::qcow2::CheckOptions::default(),
+    };
+    let never = StopAt::new(u64::MAX);
+    check::plan(&request, &Policy::default(), &never).unwrap();
+    let (done, total) = (never.done.into_inner(), never.total.into_inner());
+    assert!(done > 0 && done == total, "{done} of {total}");
+    let stopped = check::plan(&request, &Policy::default(), &StopAt::new(0)).unwrap_err();
+    assert_eq!(stopped.kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a_snapshot_that_is_stopped_wherever_it_is_leaves_the_image_as_it_was() {
+    let images = chain();
+    let start = Start::at(images.file("tuesday.qcow2"), Some(Format::Qcow2));
+    let request = snapshot::Request {
+        start,
+        action: snapshot::Action::Create {
+            name: "before".to_owned(),
+        },
+        children: OtherChildren::default(),
+    };
+    let plan = || snapshot::plan(&request, &Policy::default()).unwrap();
+    let mut nth = 0;
+    while let Err(stopped) = plan().execute(&StopAt::new(nth)) {
+        assert_eq!(stopped.kind(), ErrorKind::Cancelled, "{stopped}");
+        shows_the_same(&images, "tuesday.qcow2");
+        assert_eq!(images.img("snapshot -l tuesday.qcow2"), "");
+        nth += 1;
+    }
+    assert!(nth > 2, "it was stopped {nth} times");
+    assert!(images.img("snapshot -l tuesday.qcow2").contains("before"));
+    plan().execute(&Silent).unwrap();
+    shows_the_same(&images, "tuesday.qcow2");
+}
+
+#[test]
+fn what_a_disk_grows_by_has_its_space_where_that_is_said() {
+    use std::os::unix::fs::MetadataExt;
+    let images = Images::new();
+    images.img("create -q -f raw a.raw 1M");
+    images.img("create -q -f qcow2 a.qcow2 1M");
+    let blocks = |name: &str| std::fs::metadata(images.file(name)).unwrap().blocks() * 512;
+    done(&images, "resize a.raw -f raw 2M --preallocation falloc");
+    assert!(blocks("a.raw") >= 1 << 20);
+    done(&images, "resize a.raw -f raw 3M --preallocation full");
+    assert!(blocks("a.raw") >= 2 << 20);
+    failed(&images, "resize a.raw -f raw 4M --preallocation metadata");
+    failed(&images, "resize a.raw -f raw 1M --shrink --preallocation full");
+    done(&images, "resize a.qcow2 2M --preallocation metadata");
+    let before = blocks("a.qcow2");
+    assert!(before < 1 << 20);
+    done(&images, "resize a.qcow2 3M --preallocation falloc");
+    done(&images, "resize a.qcow2 4M --preallocation full");
+    assert!(blocks("a.qcow2") >= before + (2 << 20));
+    images.img("check -q a.qcow2");
+    images.io("qcow2", "a.qcow2", &["read -P 0 0 4M"]);
+}
+
+#[test]
+fn bitmaps_need_no_backing_image_and_one_that_is_merged_from_is_only_read() {
+    let images = Images::new();
+    images.img("create -q -f qcow2 base.qcow2 4M");
+    images.img("bitmap --add base.qcow2 old");
+    images.io("qcow2", "base.qcow2", &["write -P 5 1M 128k"]);
+    images.img("create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    done(&images, "bitmap add top.qcow2 new -f qcow2");
+    let before = std::fs::read(images.file("base.qcow2")).unwrap();
+    done(
+        &images,
+        "bitmap merge top.qcow2 new -f qcow2 --from old --from-image base.qcow2 -F qcow2",
+    );
+    assert_eq!(std::fs::read(images.file("base.qcow2")).unwrap(), before);
+    images.img("check -q top.qcow2");
+    std::fs::remove_file(images.file("base.qcow2")).unwrap();
+    done(&images, "bitmap clear top.qcow2 new -f qcow2");
+    done(&images, "bitmap remove top.qcow2 new -f qcow2");
+}
+
+#[test]
+fn a_data_file_is_given_up_as_a_raw_image_but_does_not_become_one() {
+    let images = Images::new();
+    images.img("create -q -f qcow2 -o data_file=a.data,data_file_raw=on a.qcow2 1M");
+    done(&images, "amend a.qcow2 -f qcow2 -o data_file_raw=off");
+    assert!(images.img("info a.qcow2").contains("data file raw: false"));
+    let refused = failed(&images, "amend a.qcow2 -f qcow2 -o data_file_raw=on");
+    assert!(refused.err.contains("does not become a raw image"), "{refused:?}");
+}
+
+#[test]
+fn qemu_img_is_in_the_help_and_its_words_reach_it_as_they_are() {
+    let images = Images::new();
+    assert!(done(&images, "--help").out.contains("qemu-img"));
+    assert!(done(&images, "completions bash").out.contains("qemu-img"));
+    assert!(done(&images, "help qemu-img").out.contains("exit status"));
+    assert!(done(&images, "qemu-img --help").out.contains("qemu-img"));
+    done(&images, "--color never qemu-img create -q -f qcow2 a.qcow2 1M");
+    images.img("check -q a.qcow2");
 }
