@@ -88,6 +88,16 @@ fn a_disk_grows_and_shrinks_only_where_that_is_said() {
 }
 
 #[test]
+fn what_a_raw_data_file_grows_by_is_mapped() {
+    let images = chain();
+    images.img("create -q -f qcow2 -o data_file=d.raw,data_file_raw=on d.qcow2 2M");
+    done(&images, "resize d.qcow2 +1M -f qcow2");
+    images.io("raw", "d.raw", &["write -P 7 2M 64k"]);
+    images.img("compare -q -f qcow2 -F raw d.qcow2 d.raw");
+    images.img("check -q d.qcow2");
+}
+
+#[test]
 fn snapshots_are_taken_listed_gone_back_to_and_deleted() {
     let images = chain();
     done(&images, "snapshot create tuesday.qcow2 before -f qcow2");

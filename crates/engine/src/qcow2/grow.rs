@@ -63,6 +63,11 @@ impl Qcow2Disk {
         let grown = self
             .clear_tail(old_size, new_size)
             .and_then(|()| self.hide_backing(old_size, new_size))
+            .and_then(|()| match self.raw_data {
+                // What others write to the raw data file shows here only where it is mapped.
+                true => self.preallocate(old_size..new_size, Preallocation::Metadata),
+                false => Ok(()),
+            })
             .and_then(|()| self.flush_all())
             .and_then(|()| match bitmaps {
                 true => self.switch_size_with_bitmaps(new_size),
