@@ -8,6 +8,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use catena_engine::qcow2::bitmap::{BitmapError, Bitmaps, Bits, Ground, NewBitmap, Recorder, Run, stored};
+use catena_engine::qcow2::check::CheckOptions;
+use catena_engine::qcow2::metadata::shrink;
 use catena_engine::{Disk, ErrorKind, GuestOffset, Qcow2Disk, Result, StorageBytes, Unmap, WritableDisk};
 use catena_format::Bytes;
 use catena_format::qcow2::{Bitmap, Header, RefcountWidth, refcount, rewrite};
@@ -622,4 +624,34 @@ fn a_disk_with_an_inconsistent_bitmap_does_not_grow() {
     assert_eq!(disk.grow(16 << 20).unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(disk.size(), 8 << 20);
     write(&disk, 0, 10);
+}
+
+#[test]
+fn a_disk_that_shrinks_keeps_its_bitmaps_as_qemu_does() {
+    for (options, size) in [
+        ("-o cluster_size=512", 3 << 20),
+        ("-o cluster_size=64k", (5 << 20) + 512),
+    ] {
+        let folder = Folder::new();
+        image(&folder, options);
+        folder.img("bitmap --add -g 512 image.qcow2 b0");
+        folder.img("bitmap --add --disable -g 64k image.qcow2 b1");
+        folder.io(
+            "qcow2",
+            "image.qcow2",
+            &["write 1M 1", "write 5M 100k", "write 8388607 1"],
+        );
+        let shared = Arc::new(Shared::from(load(&folder)));
+        shrink(&*shared, size, &CheckOptions::default()).unwrap();
+        folder.img(&format!("resize -q --shrink image.qcow2 {size}"));
+        folder.img("resize -q image.qcow2 8M");
+        let theirs = dirty_by_qemu(&folder, "b0");
+        let disk = Qcow2Disk::open(shared.clone(), None, None).unwrap();
+        disk.grow(8 << 20).unwrap();
+        disk.close().unwrap();
+        shared.content().save(&folder.file("image.qcow2")).unwrap();
+        folder.img("check -q image.qcow2");
+        assert_eq!(dirty_by_qemu(&folder, "b0"), theirs);
+        assert_eq!(listed_by_qemu(&folder).len(), 2);
+    }
 }

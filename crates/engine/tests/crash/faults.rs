@@ -11,6 +11,8 @@ use crate::model::Seen;
 
 /// Steps of a history.
 const STEPS: u64 = 25;
+/// Changes of a whole image that are tried on each layout.
+const CHANGES: usize = 6;
 /// Steps that are tried while there is no space.
 const STEPS_WITHOUT_SPACE: u64 = 3;
 
@@ -167,6 +169,44 @@ fn full(layouts: &[Layout], lasting: Lasting) {
     assert!(runs > 100);
 }
 
+/// Changes of a whole image, each with every change of its store failing in turn.
+fn whole(layouts: &[Layout], trouble: Trouble) {
+    let mut runs = 0;
+    for (layout, seed) in layouts.iter().zip(1..) {
+        let mut history = History::begin(*layout, seed);
+        history.go(STEPS);
+        let files = history.files();
+        for _ in 0..CHANGES {
+            let change = history.draw_change();
+            let told = format!("{change:?} with {trouble:?} after {}", history.told());
+            for after in 0.. {
+                let store = Arc::new(Shared::from(files[0].clone()));
+                let faults = Faults::new();
+                faults.set(Fault {
+                    after,
+                    trouble,
+                    lasting: Lasting::On,
+                });
+                let outcome = history.make(&change, &faults.over(Arc::clone(&store) as _));
+                if faults.failed() == 0 {
+                    break;
+                }
+                let mut left = vec![store.content()];
+                left.extend(files.iter().skip(1).cloned());
+                sound_with(&left, &told);
+                let seen = look(&left, history.backing()).unwrap();
+                let (live, snapshots) = history.after(&change);
+                let is_new = seen.disk == live && seen.snapshots == snapshots;
+                let is_old = seen.disk == history.model.live && seen.snapshots == *history.model.snapshots();
+                assert!(is_new || (is_old && outcome.is_err()), "change {after} of {told}");
+                runs += 1;
+            }
+        }
+    }
+    eprintln!("{runs} changes failed");
+    assert!(runs > 100);
+}
+
 fn all() -> Vec<Layout> {
     [
         layouts::SMALLEST,
@@ -196,4 +236,14 @@ fn a_moment_without_space_loses_nothing() {
 #[test]
 fn nothing_is_lost_while_there_is_no_space() {
     full(&all(), Lasting::On);
+}
+
+#[test]
+fn a_whole_image_on_a_disk_that_breaks_is_the_old_one_or_the_new_one() {
+    whole(&all(), Trouble::Broken);
+}
+
+#[test]
+fn a_whole_image_without_space_is_the_old_one_or_the_new_one() {
+    whole(&all(), Trouble::Full);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use catena_engine::qcow2::bitmap::{Bitmaps, Bits, NewBitmap};
 use catena_engine::qcow2::metadata::snapshot::{self, NewSnapshot};
-use catena_engine::qcow2::metadata::{Repair, repair, shrink};
+use catena_engine::qcow2::metadata::{Amend, Repair, amend, repair, shrink};
 use catena_engine::{ErrorKind, Result, StorageBytes};
 use catena_format::Bytes;
 use catena_format::qcow2::{Extension, Header, Version, rewrite};
@@ -24,6 +24,7 @@ pub enum Change {
     Apply { index: usize },
     Delete { index: usize },
     Shrink { size: u64 },
+    Amend(Amend),
     Repair,
 }
 
@@ -81,16 +82,19 @@ impl History {
         self.disk().grow(grown).unwrap();
         let mut live = self.model.live.clone();
         live.resize(grown as usize, 0);
+        let seen = look(&self.files(), self.backing()).unwrap();
+        assert!(seen.disk == live, "what is new is not zeros: {}", self.told());
         let snapshots = self.model.snapshots().clone();
         self.model.replaced(self.step, live, snapshots);
     }
 
     /// Persistent bitmaps come, go and change.
     fn bitmaps(&mut self) {
-        if self.layout.version == Version::V2 {
+        self.close();
+        let bytes = StorageBytes::new(&*self.image).unwrap();
+        if Header::read(&bytes).unwrap().version == Version::V2 {
             return;
         }
-        self.close();
         let kind = self.dice.below(4);
         let name = format!("bitmap {}", self.dice.below(3));
         let bit = self.dice.below(self.model.live.len() as u64);
@@ -130,7 +134,7 @@ impl History {
     pub fn draw_change(&mut self) -> Change {
         let count = self.model.snapshots().len();
         let size = self.model.live.len() as u64;
-        match self.dice.below(10) {
+        match self.dice.below(13) {
             0..4 if count < SNAPSHOTS && self.layout.data_file.is_none() => Change::Snapshot {
                 name: format!("snapshot of step {}", self.step),
             },
@@ -141,12 +145,23 @@ impl History {
                 index: self.dice.index(count),
             },
             8 => Change::Repair,
+            9..12 => Change::Amend(self.draw_amendment()),
             _ => Change::Shrink {
                 size: (size - self.dice.below(size / 3))
                     .next_multiple_of(SECTOR)
                     .min(size),
             },
         }
+    }
+
+    fn draw_amendment(&mut self) -> Amend {
+        let mut amend = Amend::default();
+        match self.dice.below(3) {
+            0 => amend.version = Some(*self.dice.one_of(&[Version::V2, Version::V3])),
+            1 => amend.lazy_refcounts = Some(self.dice.chance(50)),
+            _ => amend.refcount_order = Some(*self.dice.one_of(&[0, 1, 2, 3, 4, 5, 6])),
+        }
+        amend
     }
 
     /// Does it.
@@ -163,6 +178,7 @@ impl History {
             Change::Apply { index } => snapshot::apply(image, *index, &options),
             Change::Delete { index } => snapshot::delete(image, *index, &options),
             Change::Shrink { size } => shrink(image, *size, &options),
+            Change::Amend(amendment) => amend(image, amendment, &options),
             Change::Repair => repair(image, Repair::Leaks, &options).map(|_| ()),
         }
     }
@@ -176,7 +192,7 @@ impl History {
             Change::Apply { index } => live = snapshots[*index].1.to_vec(),
             Change::Delete { index } => drop(snapshots.remove(*index)),
             Change::Shrink { size } => live.truncate(*size as usize),
-            Change::Repair => {}
+            Change::Amend(_) | Change::Repair => {}
         }
         (live, snapshots)
     }

@@ -50,17 +50,15 @@ struct Entry {
     on_disk: bool,
 }
 
-impl Entry {
-    fn check_usable(&self) -> Result<(), BitmapError> {
-        let name = || self.bitmap.name.clone();
-        if self.bitmap.in_use {
-            return Err(BitmapError::Inconsistent(name()));
-        }
-        if !self.bitmap.is_understood() {
-            return Err(BitmapError::NotUnderstood(name()));
-        }
-        Ok(())
+/// Whether a bitmap is one to work with.
+pub(in crate::qcow2) fn check_usable(bitmap: &Bitmap) -> Result<(), BitmapError> {
+    if bitmap.in_use {
+        return Err(BitmapError::Inconsistent(bitmap.name.clone()));
     }
+    if !bitmap.is_understood() {
+        return Err(BitmapError::NotUnderstood(bitmap.name.clone()));
+    }
+    Ok(())
 }
 
 impl Bitmaps {
@@ -250,7 +248,7 @@ impl Bitmaps {
     /// # Errors
     /// Where one cannot.
     pub fn check_usable(&self) -> Result<(), BitmapError> {
-        self.entries.iter().try_for_each(Entry::check_usable)
+        self.list().try_for_each(check_usable)
     }
 
     /// Gives a bitmap that was marked as in use by whoever asks now its bits, and takes the mark away. `found` is what it was
@@ -271,7 +269,7 @@ impl Bitmaps {
             .iter_mut()
             .find(|entry| entry.bitmap.name == name)
             .ok_or_else(|| BitmapError::NotFound(name.to_owned()))?;
-        entry.check_usable()?;
+        check_usable(&entry.bitmap)?;
         Ok(entry)
     }
 

@@ -5,6 +5,7 @@
 
 mod amend;
 pub(in crate::qcow2) mod beside;
+mod bitmaps;
 mod empty;
 mod in_place;
 mod repair;

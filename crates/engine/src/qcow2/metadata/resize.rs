@@ -1,20 +1,18 @@
 //! Shrinking: what lies past the new end is discarded.
 
 use super::beside::Beside;
-use super::{snapshot, tables};
+use super::{bitmaps, snapshot, tables};
 use crate::error::{Error, ErrorKind, Result};
 use crate::qcow2::check::CheckOptions;
-use crate::qcow2::check::roots::Roots;
 use crate::qcow2::check::table::Shape;
 use catena_format::qcow2::Version;
-use catena_format::qcow2::bitmap::table_entries;
 use catena_storage::Storage;
 
 /// Makes the disk smaller. What it holds past its new end is gone, but for what internal snapshots have of it.
 ///
 /// # Errors
-/// [`ErrorKind::Conflict`] where the new size is larger; [`ErrorKind::Unsupported`] for a version 2 image with snapshots
-/// and where a bitmap's table would have to shrink; [`ErrorKind::Corrupt`] where the image is to be repaired first.
+/// [`ErrorKind::Conflict`] where the new size is larger; [`ErrorKind::Unsupported`] for a version 2 image with
+/// snapshots, [`ErrorKind::Conflict`] with a bitmap that cannot be used; [`ErrorKind::Corrupt`] where the image is to be repaired first.
 pub fn shrink(storage: &dyn Storage, virtual_size: u64, options: &CheckOptions<'_>) -> Result<()> {
     let mut beside = Beside::begin(storage, options)?;
     let mut roots = beside.old.clone();
@@ -31,7 +29,8 @@ pub fn shrink(storage: &dyn Storage, virtual_size: u64, options: &CheckOptions<'
             "Can't resize a v2 image which has snapshots",
         ));
     }
-    refuse_bitmaps(&roots, virtual_size)?;
+    bitmaps::resize(&mut beside, &mut roots, virtual_size)?;
+    let header = &roots.header;
     let shape = Shape::of(header);
     let mut l1 = tables::read_l1(storage, header.l1_offset, header.l1_entries)?;
     let entries = usize::try_from(shape.layout.l1_entries(virtual_size)).unwrap_or(usize::MAX);
@@ -54,22 +53,4 @@ pub fn shrink(storage: &dyn Storage, virtual_size: u64, options: &CheckOptions<'
     roots.header.virtual_size = virtual_size;
     let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, l1)?;
     beside.commit(roots, &counts)
-}
-
-/// Refuses a size for which a bitmap would need a table of another length.
-pub(super) fn refuse_bitmaps(roots: &Roots, virtual_size: u64) -> Result<()> {
-    let fits = |granularity, entries: u32| {
-        table_entries(virtual_size, granularity, roots.header.cluster_bits) == u64::from(entries)
-    };
-    if roots
-        .bitmaps
-        .iter()
-        .all(|bitmap| fits(bitmap.granularity, bitmap.table_entries))
-    {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        "the size of an image with persistent bitmaps cannot change that much",
-    ))
 }
