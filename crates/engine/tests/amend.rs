@@ -3,12 +3,14 @@
 
 use catena_engine::qcow2::metadata::{Amend, amend};
 use catena_engine::qcow2::{CheckOptions, check, shrink};
+use catena_engine::{GuestOffset, Qcow2Disk, WritableDisk};
 use catena_format::qcow2::Version;
 use catena_storage::{LocalFile, OpenOptions};
 use catena_testkit::images::{self, Features, Op};
-use catena_testkit::qemu;
+use catena_testkit::{Folder, qemu};
 use proptest::prelude::*;
 use std::path::Path;
+use std::sync::Arc;
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -71,6 +73,28 @@ fn words(change: &Amend) -> String {
         words.push(format!("lazy_refcounts={}", if lazy { "on" } else { "off" }));
     }
     words.join(",")
+}
+
+#[test]
+fn zeros_that_version_2_has_no_word_for_stay_sound_when_they_are_written() {
+    let folder = Folder::new();
+    folder.img("create -q -f raw base.raw 1M");
+    folder.img("create -q -f qcow2 -b base.raw -F raw image.qcow2");
+    folder.io("qcow2", "image.qcow2", &["write -z 0 256k"]);
+    let image = folder.file("image.qcow2");
+    let open = || Arc::new(LocalFile::open(&image, &OpenOptions::new().write(true)).unwrap());
+    let change = Amend {
+        version: Some(Version::V2),
+        ..Amend::default()
+    };
+    amend(&*open(), &change, &CheckOptions::default()).unwrap();
+    for cluster in 0..4 {
+        assert!(clean(&image), "{cluster} clusters written");
+        let disk = Qcow2Disk::open(open(), None, None).unwrap();
+        disk.write_at(&[1; 1 << 16], GuestOffset(cluster << 16)).unwrap();
+        disk.close().unwrap();
+    }
+    assert!(clean(&image));
 }
 
 proptest! {

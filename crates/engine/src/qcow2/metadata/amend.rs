@@ -20,8 +20,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The feature names are left out of headers in clusters up to this size, as QEMU leaves them out.
 const FEATURE_NAMES_ABOVE: u64 = 4096;
-/// References to one cluster of zeros: version 2 counts to 65535.
-const ZEROS_SHARED: u64 = 60_000;
 /// The `refcount_order` that version 2 has.
 const V2_ORDER: u32 = 4;
 
@@ -258,22 +256,30 @@ fn downgrade(beside: &mut Beside<'_>, roots: &mut Roots) -> Result<()> {
     if zeros == 0 {
         return Ok(());
     }
-    // Zeros over a backing image become clusters that hold zeros: one for very many.
-    let mut shared = Vec::new();
-    if beside.old.header.backing.is_some() {
-        let cluster = usize::try_from(beside.old.header.cluster_bits.size()).unwrap_or_default();
-        for _ in 0..zeros.div_ceil(ZEROS_SHARED) {
-            shared.push(beside.put(&vec![0; cluster])?);
-        }
+    // Zeros over a backing image become clusters that hold zeros. Each is its own: of one that is shared a guest would take away
+    // one reference after the other, and the last one left would not know that it is alone. They are holes in the file.
+    let cluster_bits = beside.old.header.cluster_bits.get();
+    let mut runs = Vec::new();
+    let mut placed = 0;
+    while placed < zeros && beside.old.header.backing.is_some() {
+        let run = beside.take(zeros - placed)?;
+        let offset = beside.offset(run);
+        beside.storage.write_zeroes(offset, run.count << cluster_bits)?;
+        runs.push((placed, offset));
+        placed += run.count;
     }
+    let place = |number: u64| {
+        let behind = runs.partition_point(|(first, _)| *first <= number);
+        let (first, offset) = runs.get(behind.checked_sub(1)?)?;
+        Some(offset + ((number - first) << cluster_bits))
+    };
     let next = AtomicU64::new(0);
     let plain = |table: &mut [u8]| {
         let mut changed = false;
         for raw in table.as_chunks_mut::<8>().0 {
             if is_zero(u64::from_be_bytes(*raw)) {
-                let number = next.fetch_add(1, Ordering::Relaxed) / ZEROS_SHARED;
-                let place = usize::try_from(number).ok().and_then(|number| shared.get(number));
-                *raw = place.copied().unwrap_or(0).to_be_bytes();
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                *raw = place(number).unwrap_or(0).to_be_bytes();
                 changed = true;
             }
         }
