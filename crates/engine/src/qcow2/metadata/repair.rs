@@ -15,7 +15,7 @@ use crate::qcow2::check::roots::Roots;
 use crate::qcow2::check::{
     self, CheckOptions, Finding, FindingKind, Found, Outcome, Report, Room, Severity, State, Totals,
 };
-use catena_format::qcow2::{Header, Incompatible, SnapshotRecord};
+use catena_format::qcow2::{Header, Incompatible, RefcountWidth, SnapshotRecord};
 use catena_storage::Storage;
 use std::collections::BTreeMap;
 
@@ -99,13 +99,9 @@ impl Mending<'_> {
         if everything && walked.totals.corruptions > 0 {
             let fixed = Ground::of(self.storage, &self.roots, self.options)?.zero_misplaced()?;
             if fixed > 0 {
-                for finding in &mut walked.kept {
-                    if matches!(finding.kind, FindingKind::PreallocatedUnaligned { .. }) {
-                        finding.outcome = Outcome::Repaired;
-                    }
-                }
                 self.fixed.corruptions_fixed += fixed;
                 self.examine()?;
+                walked = as_they_were_mended(walked, self.state.walked.clone(), fixed);
             }
         }
         self.told.append(walked);
@@ -172,13 +168,15 @@ impl Mending<'_> {
                 *retired.entry(cluster).or_default() += 1;
             }
         }
-        let kinds = retired.into_iter().map(|(cluster, retired)| {
+        let most = RefcountWidth::of(header).max();
+        let kinds = retired.into_iter().filter_map(|(cluster, retired)| {
             let references = counts.get(cluster);
-            FindingKind::RefcountsRetired {
+            let refcount = references.saturating_add(retired).min(most);
+            (refcount > references).then_some(FindingKind::RefcountsRetired {
                 cluster,
-                refcount: references + retired,
+                refcount,
                 references,
-            }
+            })
         });
         Ok(kinds.collect())
     }
@@ -288,6 +286,41 @@ impl Mending<'_> {
         report.totals = totals;
         Repaired { report, failed: true }
     }
+}
+
+/// What a walk finds that mends so many misplaced clusters on its way: it does not come by what they referred to, nor by
+/// one of a shared table twice. `before` and `after` are walks that mend nothing.
+fn as_they_were_mended(before: Found, after: Found, mut fixed: u64) -> Found {
+    let of_references = |finding: &Finding| {
+        matches!(
+            finding.kind,
+            FindingKind::PastEnd { .. }
+                | FindingKind::RefcountOverflow { .. }
+                | FindingKind::RefcountBlockShared { .. }
+        )
+    };
+    let mut left = after.kept.into_iter().filter(of_references).peekable();
+    let mut kept = Vec::new();
+    for mut finding in before.kept {
+        if of_references(&finding) {
+            kept.extend(left.next_if_eq(&finding));
+            continue;
+        }
+        if matches!(finding.kind, FindingKind::PreallocatedUnaligned { .. }) {
+            match fixed.checked_sub(1) {
+                Some(rest) => fixed = rest,
+                None => {
+                    // Nor by what else was wrong with that entry.
+                    kept.pop_if(|last: &mut Finding| matches!(last.kind, FindingKind::L2Reserved { .. }));
+                    continue;
+                }
+            }
+            finding.outcome = Outcome::Repaired;
+        }
+        kept.push(finding);
+    }
+    kept.extend(left);
+    Found { kept, ..before }
 }
 
 /// Gives a snapshot the fields that version 3 asks for.
