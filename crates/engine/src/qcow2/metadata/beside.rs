@@ -21,6 +21,15 @@ const MOST_PUNCHED: usize = 1 << 20;
 /// Refcount blocks that are encoded and written at once, in bytes.
 const WRITE_BYTES: u64 = 4 << 20;
 
+/// What becomes of the bytes in clusters that are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::qcow2) enum Freed {
+    /// The file system gets the space.
+    GiveBack,
+    /// They stay until something is written there: they may be what a damaged structure no longer names.
+    Keep,
+}
+
 /// A change in the making.
 pub(in crate::qcow2) struct Beside<'a> {
     /// The image.
@@ -195,14 +204,22 @@ impl<'a> Beside<'a> {
     }
 
     /// Makes the roots the image: refcounts for `counts`, then the header. After it, nothing is left to be given back.
-    pub fn commit(mut self, mut roots: Roots, counts: &Counts) -> Result<()> {
+    pub fn commit(self, roots: Roots, counts: &Counts) -> Result<()> {
+        self.commit_and(roots, counts, Freed::GiveBack)
+    }
+
+    /// As [`Self::commit`], with a say in what becomes of the bytes in clusters that are free from now on.
+    pub fn commit_and(mut self, mut roots: Roots, counts: &Counts, freed: Freed) -> Result<()> {
         self.put_refcounts(&mut roots.header, counts)?;
         // What an unknown writer kept up to date for itself no longer is; the refcounts are.
         roots.header.autoclear &= Autoclear::KNOWN;
         roots.header.incompatible -= Incompatible::DIRTY;
         self.storage.flush()?;
         write_header(self.storage, &self.old.header, &roots.header)?;
-        self.give_back(counts)
+        match freed {
+            Freed::GiveBack => self.give_back(counts),
+            Freed::Keep => Ok(()),
+        }
     }
 
     /// Writes refcount blocks and table for what `counts` says, themselves included.

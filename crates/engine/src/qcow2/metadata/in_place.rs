@@ -67,7 +67,8 @@ impl<'a> Ground<'a> {
     }
 
     /// Makes refcounts what the references say: lower, and higher where `raise` says so. Each is in a block already.
-    pub fn mend_refcounts(&self, raise: bool) -> Result<()> {
+    /// Tells which clusters are free now; they still hold what they held.
+    pub fn mend_refcounts(&self, raise: bool) -> Result<Vec<u64>> {
         let most = max_of_order(self.roots.header.refcount_order);
         let mut changes: BTreeMap<u64, u64> = BTreeMap::new();
         let mut freed: Vec<u64> = Vec::new();
@@ -94,18 +95,7 @@ impl<'a> Ground<'a> {
             }
         }
         self.write_refcounts(&changes)?;
-        self.storage.flush()?;
-        let bits = self.roots.header.cluster_bits;
-        let mut freed = freed.into_iter().peekable();
-        while let Some(first) = freed.next() {
-            let mut count = 1;
-            while freed.next_if_eq(&(first + count)).is_some() {
-                count += 1;
-            }
-            // That the space is not given back is no reason to fail: it is free in the image.
-            let _ = self.storage.punch_hole(first << bits.get(), count << bits.get());
-        }
-        Ok(())
+        Ok(freed)
     }
 
     fn write_refcounts(&self, changes: &BTreeMap<u64, u64>) -> Result<()> {

@@ -5,7 +5,7 @@
 //! structures that hold them are damaged; then `COPIED` flags follow. Each write on the way leaves an image that is no worse
 //! than it was. An image that is found free of contradictions in the end is marked so.
 
-use super::beside::{Beside, write_header};
+use super::beside::{Beside, Freed, write_header};
 use super::in_place::Ground;
 use crate::bytes::StorageBytes;
 use crate::error::Result;
@@ -58,6 +58,7 @@ pub fn repair(storage: &dyn Storage, what: Repair, options: &CheckOptions<'_>) -
         roots,
         told,
         fixed: Totals::default(),
+        freed: Vec::new(),
     };
     if mending.told.totals.check_errors > 0 {
         return Ok(mending.failed());
@@ -84,6 +85,8 @@ struct Mending<'a> {
     told: Found,
     /// What was mended.
     fixed: Totals,
+    /// Clusters that were leaked and are free; they still hold what they held.
+    freed: Vec<u64>,
 }
 
 impl Mending<'_> {
@@ -120,9 +123,13 @@ impl Mending<'_> {
         if self.state.needs_rebuild {
             self.told.push(&self.room, FindingKind::Rebuilding);
             let beside = Beside::of(self.storage, self.roots.clone(), self.options, false)?;
-            let (counts, _) = beside.count_leniently(&self.roots)?;
+            let (counts, found) = beside.count_leniently(&self.roots)?;
             let retired = self.retired(&counts)?;
-            beside.commit(self.roots.clone(), &counts)?;
+            let freed = match found.totals.corruptions {
+                0 => Freed::GiveBack,
+                _ => Freed::Keep,
+            };
+            beside.commit_and(self.roots.clone(), &counts, freed)?;
             self.roots.header = Header::read(&StorageBytes::new(self.storage)?)?;
             self.examine()?;
             // QEMU walks again, and finds again what that finds; and that the old structures have become leaks.
@@ -143,7 +150,7 @@ impl Mending<'_> {
                 }
                 self.told.note(&self.room, finding);
             }
-            Ground::of(self.storage, &self.roots, self.options)?.mend_refcounts(everything)?;
+            self.freed = Ground::of(self.storage, &self.roots, self.options)?.mend_refcounts(everything)?;
             self.examine()?;
         } else {
             return Ok(());
@@ -270,6 +277,7 @@ impl Mending<'_> {
                 self.storage.flush()?;
                 write_header(self.storage, &old, &new)?;
             }
+            self.give_back();
         }
         self.storage.flush()?;
         let mut report = self.state.into_report_of(self.told);
@@ -278,6 +286,21 @@ impl Mending<'_> {
             report,
             failed: false,
         })
+    }
+
+    /// Makes holes of leaked clusters. That is for images without contradictions alone: in others, what seems to be leaked
+    /// may be what a damaged structure no longer names.
+    fn give_back(&self) {
+        let bits = self.roots.header.cluster_bits;
+        let mut freed = self.freed.iter().copied().peekable();
+        while let Some(first) = freed.next() {
+            let mut count = 1;
+            while freed.next_if_eq(&(first + count)).is_some() {
+                count += 1;
+            }
+            // That the space is not given back is no reason to fail: it is free in the image.
+            let _ = self.storage.punch_hole(first << bits.get(), count << bits.get());
+        }
     }
 
     fn failed(self) -> Repaired {
