@@ -5,6 +5,7 @@ use crate::open::{Sharing, in_use};
 use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Disk, Error, ErrorKind, Raw, RawDisk, Result, Stack, WritableDisk};
 use catena_format::Format;
+use catena_format::qcow2::Layout;
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -146,6 +147,12 @@ impl Writable {
         self.qcow2
             .as_ref()
             .map_or(SECTOR, |disk| disk.header().cluster_bits.size())
+    }
+
+    /// What an image can answer for by itself, in bytes: a subcluster, a cluster where there are none, or a sector.
+    pub fn part(&self) -> u64 {
+        let disk = self.qcow2.as_ref();
+        disk.map_or(self.unit(), |disk| Layout::of(&disk.header()).subcluster_size())
     }
 
     /// The open image file, which holds the locks.

@@ -8,7 +8,7 @@ use super::copy::{Copy, Moving, SECTOR, Zeros};
 use super::create::{self, Existing, Kind, Preallocation};
 use super::input::{Concatenated, Input, OpenInput};
 use super::observer::Observer;
-use super::pieces::{Pieces, What, bytes_to_copy, stretches};
+use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
 use super::view::{Pair, View, read_padded};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
@@ -387,8 +387,30 @@ impl Plan {
 pub(super) fn copy_differences(copy: &Copy<'_>, pair: Pair<'_>, end: u64) -> Result<()> {
     // Both sides stay in a processor's cache.
     const PIECE: u64 = 512 << 10;
+    let bytes_to = match copy.zeros {
+        Zeros::WriteBehind(from, _) => from,
+        Zeros::Skip | Zeros::Write(_) => 0,
+    };
+    // What is known to be zeros is compared like all else as far as zeros are bytes.
+    let stretches = pair.stretches(end, |_| false).flat_map(move |stretch| {
+        let (before, behind) = match stretch {
+            Ok(piece) if piece.what == What::Zero && piece.start < bytes_to => (
+                Some(Ok(Piece {
+                    what: What::Copy,
+                    end: piece.end.min(bytes_to),
+                    ..piece
+                })),
+                (piece.end > bytes_to).then_some(Ok(Piece {
+                    start: bytes_to,
+                    ..piece
+                })),
+            ),
+            other => (Some(other), None),
+        };
+        before.into_iter().chain(behind)
+    });
     copy.run_differences(
-        Pieces::new(pair.stretches(end, |_| false), end, copy.unit).of_at_most(PIECE),
+        Pieces::new(stretches, end, copy.unit).of_at_most(PIECE),
         |piece, other| read_padded(&**pair.b.disk(), piece, other),
     )
 }

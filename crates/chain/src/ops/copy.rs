@@ -54,6 +54,8 @@ pub(super) enum Zeros {
     Skip,
     /// The target is told.
     Write(Unmap),
+    /// Before that address they are bytes like others, behind it the target is told.
+    WriteBehind(u64, Unmap),
 }
 
 /// A copy: from where, to where, and how.
@@ -98,7 +100,7 @@ impl Copy<'_> {
             pieces,
             |piece, buffer| {
                 self.read(piece, buffer)?;
-                self.pack(buffer, |_, _| false);
+                self.pack(piece.start, buffer, |_, _| false);
                 Ok(())
             },
             |piece, buffer| self.write(piece, buffer),
@@ -118,7 +120,7 @@ impl Copy<'_> {
                 self.read(piece, buffer)?;
                 read_other(piece, &mut buffer.other)?;
                 let other = std::mem::take(&mut buffer.other);
-                self.pack(buffer, |number, cluster| {
+                self.pack(piece.start, buffer, |number, cluster| {
                     buffer_part(&other, number.saturating_mul(unit), unit) == cluster
                 });
                 buffer.other = other;
@@ -161,20 +163,29 @@ impl Copy<'_> {
     }
 
     /// Compresses the clusters of a piece that has been read, if they are to be.
-    fn pack(&self, buffer: &mut Buffer, is_same: impl Fn(usize, &[u8]) -> bool) {
+    fn pack(&self, start: u64, buffer: &mut Buffer, is_same: impl Fn(usize, &[u8]) -> bool) {
         buffer.packed.clear();
         let Some(disk) = self.compressed else { return };
         let clusters = buffer.bytes.chunks(index(self.unit)).enumerate();
         let packed = clusters.map(|(number, cluster)| {
+            let at = start.saturating_add((number as u64).saturating_mul(self.unit));
             if is_same(number, cluster) {
                 Packed::Same
-            } else if is_zero(cluster) {
+            } else if self.seeks_zeros(at) && is_zero(cluster) {
                 Packed::Zero
             } else {
                 disk.compress(cluster).map_or(Packed::Plain, Packed::Compressed)
             }
         });
         buffer.packed = packed.collect();
+    }
+
+    /// Whether zeros that are read at an address are more than bytes.
+    fn seeks_zeros(&self, at: u64) -> bool {
+        match self.zeros {
+            Zeros::WriteBehind(from, _) => at >= from,
+            Zeros::Skip | Zeros::Write(_) => self.moving.sparse > 0,
+        }
     }
 
     pub fn line(&self) -> Line<'_> {
@@ -249,7 +260,9 @@ impl Copy<'_> {
             let bytes = buffer_part(&buffer.bytes, from, to - from);
             let offset = piece.offset().plus(from as u64);
             match self.zeros {
-                Zeros::Write(unmap) if zero => self.target.write_zeroes(offset, bytes.len() as u64, unmap),
+                Zeros::Write(unmap) | Zeros::WriteBehind(_, unmap) if zero => {
+                    self.target.write_zeroes(offset, bytes.len() as u64, unmap)
+                }
                 _ => self.target.write_at(bytes, offset),
             }
         };
@@ -265,7 +278,7 @@ impl Copy<'_> {
             if ours == theirs {
                 write(run.take())?;
             } else {
-                let zero = is_zero(ours);
+                let zero = self.seeks_zeros(piece.start.saturating_add(from as u64)) && is_zero(ours);
                 run = match run {
                     Some((kind, first, end)) if kind == zero && end == from => Some((kind, first, to)),
                     other => {
@@ -316,7 +329,7 @@ impl Copy<'_> {
     fn zero(&self, from: u64, to: u64) -> Result<()> {
         match self.zeros {
             Zeros::Skip => Ok(()),
-            Zeros::Write(unmap) => {
+            Zeros::Write(unmap) | Zeros::WriteBehind(_, unmap) => {
                 self.target
                     .write_zeroes(GuestOffset(from), to.saturating_sub(from), unmap)
             }

@@ -122,12 +122,20 @@ impl Plan {
                 View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))
             };
             let (old, new) = (view(below)?, view(&self.new.layers)?);
+            let old_size = below.first().and_then(Layer::virtual_size).unwrap_or_default();
+            let zeros = match self.moving.sparse {
+                0 => Zeros::WriteBehind(old_size, Unmap::Allow),
+                _ => Zeros::Write(Unmap::Allow),
+            };
             let copy = Copy {
                 source: &**old.disk(),
                 target: &**writable.disk(),
                 moving: &self.moving,
-                zeros: Zeros::Write(Unmap::Allow),
-                unit: writable.unit(),
+                zeros,
+                unit: match self.compressed {
+                    true => writable.unit(),
+                    false => writable.part(),
+                },
                 compressed: writable.qcow2().map(|disk| &**disk).filter(|_| self.compressed),
                 observer,
                 total: self.to_compare,

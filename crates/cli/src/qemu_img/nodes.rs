@@ -343,7 +343,7 @@ impl Node {
             Some(_) => return Err("Invalid parameter type for 'backing', expected: object".to_owned()),
         }
         if let Some(Value::Object(data_file)) = tree.take("data-file") {
-            node.data_file = Some(Box::new(Self::from_tree(&data_file)?));
+            node.data_file = Some(Box::new(Self::from_tree(&with_driver(data_file))?));
         }
         let known: &[&[&str]] = match node.driver.as_deref() {
             Some("qcow2") => &[GENERIC, QCOW2, &["encrypt"]],

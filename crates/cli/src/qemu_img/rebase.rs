@@ -126,18 +126,13 @@ impl Said {
                 percent.expect(self.steps(&opened, wanted)?);
             }
         }
-        let new = match self.new_backing(wanted, layer) {
-            Ok(new) => new,
-            Err(text) => {
-                percent.complete();
-                return Err(self.not_changed(&text));
-            }
-        };
-        let outcome = if self.unchecked {
-            self.relink(opened, new)
-        } else {
-            self.copy(opened, new, percent)
-        };
+        let outcome = self
+            .new_backing(wanted, layer)
+            .map_err(|text| self.not_changed(&text))
+            .and_then(|new| match self.unchecked {
+                true => self.relink(opened, new),
+                false => self.copy(opened, new, percent),
+            });
         percent.complete();
         outcome.map(|()| 0)
     }
@@ -273,7 +268,11 @@ impl Said {
         let request = Request {
             start,
             backing,
-            moving: Moving::default(),
+            // What of the old backing image is zeros is copied as bytes, as QEMU does.
+            moving: Moving {
+                sparse: 0,
+                ..Moving::default()
+            },
             compressed: self.compressed,
         };
         let plan = rebase::plan(&request, &Policy::libvirt())

@@ -6,11 +6,12 @@ use super::objects::Objects;
 use super::open::{self, Named, Opened, Purpose};
 use super::program::{self, Failure, Program, Result, error, usage};
 use super::size::{self, SizeError};
-use super::target::Target;
+use super::target::{Target, data_file};
 use super::{errno, help, keyval};
 use catena::ErrorKind;
 use catena::ops::create::Preallocation;
-use catena_engine::qcow2::Qcow2Disk;
+use catena_engine::qcow2::{CheckOptions, Qcow2Disk, shrink};
+use catena_engine::{GuestOffset, Unmap, WritableDisk};
 use catena_format::qcow2::Version;
 use catena_storage::{LocalFile, Storage};
 
@@ -138,15 +139,15 @@ impl Sizes {
         if header.is_some_and(|header| header.version == Version::V2 && header.snapshot_count > 0) {
             return Err(error("Can't resize a v2 image which has snapshots"));
         }
+        if self.wanted < self.present {
+            return self.shrink(opened);
+        }
         let target = Target::open(opened)?;
         let Some(disk) = &target.qcow2 else {
             return Ok(());
         };
-        let resized = match self.wanted.checked_sub(self.present) {
-            None => return Err(error("Could not resize image: Operation not supported")),
-            Some(_) => disk.grow(self.wanted).and_then(|()| self.preallocate(disk)),
-        };
-        resized
+        disk.grow(self.wanted)
+            .and_then(|()| self.preallocate(disk, target.backing_size))
             .and_then(|()| target.finish())
             .map_err(|failed| match failed.kind() {
                 ErrorKind::TooLarge => error("Failed to grow the L1 table: File too large"),
@@ -154,7 +155,20 @@ impl Sizes {
             })
     }
 
-    fn preallocate(&self, disk: &Qcow2Disk) -> Result<(), catena::Error> {
+    fn shrink(&self, opened: &Opened) -> Result<()> {
+        let fail = |failed: &catena::Error| error(format!("Could not resize image: {}", errno::word(failed)));
+        shrink(&opened.held, self.wanted, &CheckOptions::default()).map_err(|failed| fail(&failed))?;
+        // The data file has the size of the disk, for those who read it by itself.
+        match data_file(opened.top()?)? {
+            None => Ok(()),
+            Some(file) => file
+                .set_len(self.wanted)
+                .and_then(|()| file.flush())
+                .map_err(|failed| fail(&failed.into())),
+        }
+    }
+
+    fn preallocate(&self, disk: &Qcow2Disk, backing: Option<u64>) -> Result<(), catena::Error> {
         use catena_engine::qcow2::Preallocation as How;
         let how = match self.preallocation {
             Preallocation::Off => return Ok(()),
@@ -162,7 +176,15 @@ impl Sizes {
             Preallocation::Falloc => How::Falloc,
             Preallocation::Full => How::Full,
         };
-        disk.preallocate(self.present..self.wanted, how)
+        disk.preallocate(self.present..self.wanted, how)?;
+        match backing {
+            // As QEMU has it where the backing image is longer: clusters that are zeros, with a place kept.
+            Some(size) if size > self.present => {
+                let added = self.wanted.saturating_sub(self.present);
+                disk.write_zeroes(GuestOffset(self.present), added, Unmap::Keep)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

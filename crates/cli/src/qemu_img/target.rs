@@ -2,8 +2,8 @@
 
 use super::open::Opened;
 use super::program::{Result, error};
-use catena::Format;
 use catena::open::Sharing;
+use catena::{Format, Layer};
 use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Disk, Raw, RawDisk, WritableDisk};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
@@ -40,16 +40,7 @@ impl Target {
                 file,
             });
         }
-        let mut data_file: Option<Arc<dyn Storage>> = None;
-        if let Some(Ok(open)) = layer.data_file.as_ref().map(|data_file| data_file.file.as_ref()) {
-            let options = OpenOptions::new().write(true).lock(LockMode::Write);
-            let path = layer
-                .data_file
-                .as_ref()
-                .and_then(|data_file| data_file.source.as_ref()?.path());
-            let open = LocalFile::open_handle(&open.storage, path.unwrap_or(Path::new("")), &options);
-            data_file = Some(Arc::new(open.map_err(|failed| error(failed.to_string()))?));
-        }
+        let data_file = data_file(layer)?.map(|file| Arc::new(file) as Arc<dyn Storage>);
         let mut backing: Option<Arc<dyn Disk>> = None;
         if opened.chain.layers.len() > 1 {
             backing = Some(Arc::new(opened.chain.open_from(1, Sharing::Force).map_err(fail)?));
@@ -78,4 +69,19 @@ impl Target {
             None => Ok(()),
         }
     }
+}
+
+/// The data file of an image, opened to be written.
+pub fn data_file(layer: &Layer) -> Result<Option<LocalFile>> {
+    let Some(data_file) = &layer.data_file else {
+        return Ok(None);
+    };
+    let Ok(open) = &data_file.file else {
+        return Ok(None);
+    };
+    let options = OpenOptions::new().write(true).lock(LockMode::Write);
+    let path = data_file.source.as_ref().and_then(|source| source.path());
+    LocalFile::open_handle(&open.storage, path.unwrap_or(Path::new("")), &options)
+        .map(Some)
+        .map_err(|failed| error(failed.to_string()))
 }

@@ -197,6 +197,10 @@ impl Qcow2Disk {
         let start = at - self.layout.cluster_bits.offset_in_cluster(at);
         let (found, len) = self.look_up(at, end)?;
         let next = |len: u64| (at + len).next_multiple_of(self.cluster_size()).min(end);
+        if let Found::Data { host, own: true } = found {
+            self.keep_place(host, len, how)?;
+            return Ok(at + len);
+        }
         let keeps = match found {
             Found::Nothing => {
                 // With subclusters a place says nothing yet, and the backing goes on to show.
@@ -220,6 +224,23 @@ impl Qcow2Disk {
         let kept = self.keep_space(host, bytes, how, group.is_untouched());
         self.finish_preallocated(&group, kept)?;
         Ok((start + bytes).min(end).max(at + 1))
+    }
+
+    /// Keeps space where there is data already, or a place for it: what is there stays.
+    fn keep_place(&self, host: u64, len: u64, how: Preallocation) -> Result<()> {
+        if how == Preallocation::Metadata {
+            return Ok(());
+        }
+        match self.data_storage().allocate(host, len) {
+            Ok(()) => Ok(()),
+            // A file system that cannot promise space has it where bytes are written, which they are not here.
+            Err(error)
+                if how == Preallocation::Full && error.kind() == catena_storage::ErrorKind::Unsupported =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn keep_space(&self, host: u64, len: u64, how: Preallocation, untouched: bool) -> Result<()> {

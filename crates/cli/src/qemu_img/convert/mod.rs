@@ -80,13 +80,19 @@ impl Conversion<'_> {
             false => Some(self.new_image(size)?),
         };
         let backed = match &new {
-            Some(new) => self.check_backing(new)?,
+            Some(new) => new.chosen.get("backing_file").is_some(),
             None => said.backing.is_some(),
         };
         if sources.len() > 1 && backed {
             return Err(error(
                 "Having a backing file for the target makes no sense when concatenating multiple input images",
             ));
+        }
+        if let Some(new) = &new
+            && backed
+            && new.chosen.get("backing_fmt").is_none()
+        {
+            return Err(error("Use of backing file requires explicit backing format"));
         }
         if said.compressed
             && let Some(new) = &new
@@ -189,17 +195,6 @@ impl Conversion<'_> {
             chosen.set(key, value.clone()).map_err(error)?;
         }
         Ok(Vetted::of(self.target, format, chosen))
-    }
-
-    /// Whether it gets a backing image.
-    fn check_backing(&self, new: &Vetted) -> Result<bool> {
-        if new.chosen.get("backing_file").is_none() {
-            return Ok(false);
-        }
-        if new.chosen.get("backing_fmt").is_none() {
-            return Err(error("Use of backing file requires explicit backing format"));
-        }
-        Ok(true)
     }
 
     fn create(&self, new: &Vetted) -> Result<()> {
