@@ -387,27 +387,17 @@ impl Plan {
 pub(super) fn copy_differences(copy: &Copy<'_>, pair: Pair<'_>, end: u64) -> Result<()> {
     // Both sides stay in a processor's cache.
     const PIECE: u64 = 512 << 10;
-    let bytes_to = match copy.zeros {
-        Zeros::WriteBehind(from, _) => from,
-        Zeros::Skip | Zeros::Write(_) => 0,
-    };
-    // What is known to be zeros is compared like all else as far as zeros are bytes.
-    let stretches = pair.stretches(end, |_| false).flat_map(move |stretch| {
-        let (before, behind) = match stretch {
-            Ok(piece) if piece.what == What::Zero && piece.start < bytes_to => (
-                Some(Ok(Piece {
-                    what: What::Copy,
-                    end: piece.end.min(bytes_to),
-                    ..piece
-                })),
-                (piece.end > bytes_to).then_some(Ok(Piece {
-                    start: bytes_to,
-                    ..piece
-                })),
-            ),
-            other => (Some(other), None),
-        };
-        before.into_iter().chain(behind)
+    // Where zeros are bytes like others, they are compared like others.
+    let compares_zeros = matches!(copy.zeros, Zeros::WriteBehind(..));
+    let stretches = pair.stretches(end, |_| false).map(move |stretch| {
+        let stretch = stretch?;
+        Ok(match stretch.what {
+            What::Zero if compares_zeros => Piece {
+                what: What::Copy,
+                ..stretch
+            },
+            _ => stretch,
+        })
     });
     copy.run_differences(
         Pieces::new(stretches, end, copy.unit).of_at_most(PIECE),

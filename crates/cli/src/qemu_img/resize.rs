@@ -179,7 +179,7 @@ impl Sizes {
         disk.preallocate(self.present..self.wanted, how)?;
         match backing {
             // As QEMU has it where the backing image is longer: clusters that are zeros, with a place kept.
-            Some(size) if size > self.present => {
+            Some(size) if size > self.present && how == How::Metadata => {
                 let added = self.wanted.saturating_sub(self.present);
                 disk.write_zeroes(GuestOffset(self.present), added, Unmap::Keep)
             }

@@ -30,10 +30,11 @@ pub fn check(sources: &[Opened], skip_broken: bool) -> Result<()> {
     let Some((header, file)) = home(source) else {
         return Err(error("Source lacks bitmap support"));
     };
-    let broken = list(header, file)?.into_iter().find(|bitmap| bitmap.in_use);
+    // QEMU asks the last one first.
+    let broken = list(header, file)?.into_iter().rfind(|bitmap| bitmap.in_use);
     match broken {
         Some(bitmap) if !skip_broken => Err(error(format!(
-            "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'",
+            "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
             bitmap.name
         ))),
         _ => Ok(()),
@@ -52,12 +53,12 @@ pub fn copy(program: &Program, sources: &[Opened], target: &Target) -> Result<()
     };
     let failed = |failed: catena::Error| error(failed.full());
     let mut bitmaps = Bitmaps::read(&**disk).map_err(failed)?;
-    for bitmap in list(header, file)? {
+    let (broken, whole): (Vec<_>, Vec<_>) = list(header, file)?.into_iter().partition(|bitmap| bitmap.in_use);
+    for bitmap in broken.iter().rev() {
+        program.say(format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
+    }
+    for bitmap in whole {
         let name = bitmap.name.clone();
-        if bitmap.in_use {
-            program.say(format!("warning: Skipping inconsistent bitmap '{name}'"));
-            continue;
-        }
         let new = NewBitmap {
             name: name.clone(),
             granularity: Some(bitmap.granularity),
