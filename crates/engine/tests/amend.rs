@@ -4,12 +4,13 @@
 use catena_engine::qcow2::metadata::{Amend, amend};
 use catena_engine::qcow2::{CheckOptions, check, shrink};
 use catena_engine::{GuestOffset, Qcow2Disk, WritableDisk};
-use catena_format::qcow2::Version;
+use catena_format::qcow2::{Header, Version};
 use catena_storage::{LocalFile, OpenOptions};
 use catena_testkit::images::{self, Features, Op};
 use catena_testkit::{Folder, qemu};
 use proptest::prelude::*;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 fn path(path: &Path) -> &str {
@@ -25,6 +26,52 @@ fn features() -> Features {
         raw: false,
         ..Features::all()
     }
+}
+
+/// How the first internal snapshots look, compared.
+fn same_snapshots(a: &Path, b: &Path) -> bool {
+    let raw = [a, b].map(|image| {
+        let raw = image.with_extension("raw");
+        qemu::img([
+            "convert",
+            "-l",
+            "snapshot.id=1",
+            "-O",
+            "raw",
+            path(image),
+            path(&raw),
+        ])
+        .unwrap();
+        raw
+    });
+    qemu::img(["compare", "-f", "raw", "-F", "raw", path(&raw[0]), path(&raw[1])]).is_ok()
+}
+
+/// As many refcounts in a block as QEMU can be asked to give another width: it goes over each of a block's several times, and
+/// takes most of a second for so many. A block of 2 MiB of single bits holds 512 times as many.
+const MOST_IN_A_BLOCK: u64 = 1 << 15;
+
+/// Whether QEMU makes the change, too; none where it does not come to an end soon.
+fn qemu_amends(image: &Path, words: &str) -> Option<bool> {
+    let output = Command::new("timeout")
+        .args([
+            "--signal=KILL",
+            "10",
+            "qemu-img",
+            "amend",
+            "-f",
+            "qcow2",
+            "-o",
+            words,
+        ])
+        .arg(image)
+        .output()
+        .unwrap();
+    output
+        .status
+        .code()
+        .filter(|code| *code <= 1)
+        .map(|code| code == 0)
 }
 
 /// What an image is now, as QEMU has it.
@@ -107,27 +154,33 @@ proptest! {
         let snapshots = chain.layers[0].image.ops.contains(&Op::Snapshot);
         let (mine, theirs) = (built.top.clone(), built.top.with_file_name("theirs.qcow2"));
         std::fs::copy(&mine, &theirs).unwrap();
+        let before = built.top.with_file_name("before.qcow2");
         for change in changes.iter().filter(|change| **change != Amend::default()) {
             let words = words(change);
-            let expected = qemu::img(["amend", "-f", "qcow2", "-o", &words, path(&theirs)]);
+            std::fs::copy(&mine, &before).unwrap();
+            let header = Header::read(&std::fs::read(&mine).unwrap()).unwrap();
+            let in_a_block = (header.cluster_bits.size() * 8) >> header.refcount_order;
+            let other_width = change.refcount_order.is_some_and(|order| order != header.refcount_order);
+            let expected = (!other_width || in_a_block <= MOST_IN_A_BLOCK).then(|| qemu_amends(&theirs, &words)).flatten();
             let storage = LocalFile::open(&mine, &OpenOptions::new().write(true)).unwrap();
             let done = amend(&storage, change, &CheckOptions::default());
             drop(storage);
-            prop_assert_eq!(done.is_ok(), expected.is_ok(), "{}: {:?} {:?}", words, done, expected);
             prop_assert!(clean(&mine), "{}", words);
+            prop_assert!(same_views(&mine, &before), "{}", words);
+            if snapshots {
+                prop_assert!(same_snapshots(&mine, &before), "{}", words);
+            }
+            let Some(expected) = expected else {
+                // From here on it is what we made of it that both change.
+                std::fs::copy(&mine, &theirs).unwrap();
+                continue;
+            };
+            prop_assert_eq!(done.is_ok(), expected, "{}: {:?}", words, done);
             if done.is_err() {
                 // QEMU may have done a part of it.
                 return Ok(());
             }
             prop_assert_eq!(info(&mine), info(&theirs), "{}", words);
-            prop_assert!(same_views(&mine, &theirs), "{}", words);
-            if snapshots {
-                let [a, b] = ["a.raw", "b.raw"].map(|name| dir.path().join(name));
-                for (image, raw) in [(&mine, &a), (&theirs, &b)] {
-                    qemu::img(["convert", "-l", "snapshot.id=1", "-O", "raw", path(image), path(raw)]).unwrap();
-                }
-                prop_assert!(qemu::img(["compare", "-f", "raw", "-F", "raw", path(&a), path(&b)]).is_ok());
-            }
         }
     }
 

@@ -127,7 +127,9 @@ fn set_header(new: &mut Header, amend: &Amend) -> Result<()> {
             "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
         ));
     }
-    if amend.lazy_refcounts == Some(true) && new.version == Version::V2 {
+    // Where they are on already they are not asked for, and go with version 3.
+    let asks = amend.lazy_refcounts == Some(true) && !new.compatible.contains(Compatible::LAZY_REFCOUNTS);
+    if asks && new.version == Version::V2 {
         return Err(unsupported(
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
         ));
