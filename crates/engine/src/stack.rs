@@ -5,6 +5,9 @@
 //! layers above leave open, and only up to the smallest virtual size above it: what a smaller layer does not reach
 //! reads as zeros, also where a larger one below it has data.
 
+mod index;
+mod stretch;
+
 use crate::addr::{GuestOffset, HostOffset};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +18,9 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use index::Index;
+use stretch::Stretch;
 
 /// Guest bytes whose merged map is built and kept as one piece.
 const STRETCH: u64 = 64 << 20;
@@ -31,7 +37,8 @@ pub struct Stack {
     layers: Vec<Layer>,
     size: u64,
     stretch: u64,
-    index: Cache<u64, Arc<[Extent]>, ExtentBytes>,
+    index_bytes: u64,
+    index: Index,
     decompressed: Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>,
 }
 
@@ -40,15 +47,6 @@ pub struct Stack {
 struct Layer {
     image: Arc<dyn Image>,
     path: PathBuf,
-}
-
-#[derive(Clone, Debug)]
-struct ExtentBytes;
-
-impl Weighter<u64, Arc<[Extent]>> for ExtentBytes {
-    fn weight(&self, _: &u64, extents: &Arc<[Extent]>) -> u64 {
-        (size_of_val::<[Extent]>(extents) + size_of::<u64>()) as u64
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -72,23 +70,35 @@ impl Stack {
             layers,
             size,
             stretch: STRETCH,
-            index: Cache::with_weighter(1024, DEFAULT_INDEX_BYTES, ExtentBytes),
+            index_bytes: DEFAULT_INDEX_BYTES,
+            index: Index::new(size.div_ceil(STRETCH), DEFAULT_INDEX_BYTES),
             decompressed: Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes),
         }
     }
 
-    /// Bounds the memory of the merged map. A range that was dropped costs one merge when it is touched again.
+    /// Bounds the memory of the merged map, 64 MiB unless told otherwise. A range that was dropped costs one merge when it is touched again.
     #[must_use]
     pub fn with_index_bytes(mut self, bytes: u64) -> Self {
-        self.index = Cache::with_weighter(1024, bytes, ExtentBytes);
-        self
+        self.index_bytes = bytes;
+        let stretch = self.stretch;
+        self.with_stretch(stretch)
     }
 
     /// For a map that is walked once from end to end: merges more of it at a time.
     #[must_use]
-    pub fn for_walking(mut self) -> Self {
-        self.stretch = WALKED_STRETCH;
+    pub fn for_walking(self) -> Self {
+        self.with_stretch(WALKED_STRETCH)
+    }
+
+    fn with_stretch(mut self, stretch: u64) -> Self {
+        self.stretch = stretch;
+        self.index = Index::new(self.size.div_ceil(stretch), self.index_bytes);
         self
+    }
+
+    /// Bytes of memory that the merged map takes now.
+    pub fn index_bytes(&self) -> u64 {
+        self.index.bytes()
     }
 
     /// How many layers there are.
@@ -96,17 +106,15 @@ impl Stack {
         self.layers.len()
     }
 
-    /// The merged map of a stretch.
-    fn stretch(&self, number: u64) -> Result<Arc<[Extent]>> {
-        if let Some(extents) = self.index.get(&number) {
-            return Ok(extents);
-        }
-        let start = number * self.stretch;
-        let extents: Arc<[Extent]> = self
-            .merge(start, start.saturating_add(self.stretch).min(self.size))?
-            .into();
-        self.index.insert(number, Arc::clone(&extents));
-        Ok(extents)
+    /// Looks into the merged map at the stretch that holds an address.
+    fn at<T>(&self, address: GuestOffset, look: impl FnOnce(&Stretch) -> T) -> Result<T> {
+        let number = address.0 / self.stretch;
+        let make = || {
+            let start = number.saturating_mul(self.stretch);
+            let end = start.saturating_add(self.stretch).min(self.size);
+            Ok(Stretch::new(number, start, end, &self.merge(start, end)?))
+        };
+        self.index.look_into(number, make, look)
     }
 
     /// Merges the layers' maps of `start..end`.
@@ -198,6 +206,27 @@ impl Stack {
             .ok()
             .and_then(|number| self.layers.get(number));
         layer.ok_or_else(|| Error::new(ErrorKind::OutOfBounds, format!("there is no layer {number}")))
+    }
+
+    /// Reads as much of `at..end` as a stretch holds. What is left of the range and of `buf` comes back.
+    fn read_from<'a>(
+        &self,
+        stretch: &Stretch,
+        mut at: GuestOffset,
+        end: GuestOffset,
+        mut buf: &'a mut [u8],
+    ) -> Result<(GuestOffset, &'a mut [u8])> {
+        for extent in stretch.from(at) {
+            let Some(part) = extent.clip(at, end) else {
+                break;
+            };
+            let len = usize::try_from(part.len).unwrap_or(usize::MAX).min(buf.len());
+            let (now, later) = buf.split_at_mut(len);
+            self.read_extent(&part, now)?;
+            buf = later;
+            at = part.end();
+        }
+        Ok((at, buf))
     }
 
     /// Fills `buf` with the start of an extent's bytes.
@@ -312,17 +341,14 @@ impl Disk for Stack {
         let mut at = offset;
         let mut rest = buf;
         while at.0 < end {
-            let stretch = self.stretch(at.0 / self.stretch)?;
-            let first = stretch.partition_point(|extent| extent.end() <= at);
-            for extent in stretch.iter().skip(first) {
-                let Some(part) = extent.clip(at, GuestOffset(end)) else {
-                    break;
-                };
-                let (now, later) =
-                    rest.split_at_mut(usize::try_from(part.len).unwrap_or_default().min(rest.len()));
-                self.read_extent(&part, now)?;
-                rest = later;
-                at = part.end();
+            let from = at;
+            let read = self.at(at, |stretch| self.read_from(stretch, at, GuestOffset(end), rest))?;
+            (at, rest) = read?;
+            if at == from {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the map has a gap at {at}"),
+                ));
             }
         }
         Ok(())
@@ -332,13 +358,11 @@ impl Disk for Stack {
         let end = end.min(GuestOffset(self.size));
         let mut extents = Vec::new();
         if offset < end {
-            let stretch = self.stretch(offset.0 / self.stretch)?;
-            let first = stretch.partition_point(|extent| extent.end() <= offset);
-            for part in stretch
-                .iter()
-                .skip(first)
-                .map_while(|extent| extent.clip(offset, end))
-            {
+            let parts: Vec<Extent> = self.at(offset, |stretch| {
+                let clipped = stretch.from(offset).map_while(|extent| extent.clip(offset, end));
+                clipped.collect()
+            })?;
+            for part in parts {
                 self.refine(part, &mut extents)?;
             }
             self.go_on_through_nothing(end, &mut extents)?;
