@@ -6,9 +6,10 @@
 
 use crate::chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
 use crate::policy::{Policy, Role, Unrecorded};
-use crate::reference::{Location, LostKind, Reading, Reference, Source, without_credentials};
+use crate::reference::{Location, LostKind, Reading, Reference, ReferenceError, Source, without_credentials};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
-use catena_format::{Bytes, Description, Format, describe, qcow2, recognise};
+use catena_format::describe::{self, RecordedReference};
+use catena_format::{Bytes, Description, Format, qcow2, recognise};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use rustix::process::{getegid, geteuid};
 use std::collections::HashMap;
@@ -445,50 +446,64 @@ impl Layer {
     ///
     /// Formats with several names for one parent are tried in the order in which they are trusted.
     pub fn backing_reference(&self) -> Result<Reference> {
-        let bad = |error: crate::reference::ReferenceError| {
+        let bad = |error: ReferenceError| {
             Error::new(ErrorKind::BadReference, error.to_string()).with_hint(relink_hint(self))
         };
-        if let Some(backing) = self.header.as_ref().and_then(|header| header.backing.as_ref()) {
-            return Reference::parse_bytes(&backing.name, Reading::Catena).map_err(bad);
-        }
         let Some(backing) = &self.description.backing else {
             return Err(Error::new(
                 ErrorKind::BadReference,
                 "the image has no backing image",
             ));
         };
-        if backing.name.is_empty() {
+        let names = recorded_names(self.format, backing, self.header.as_ref());
+        if names.first().is_none_or(Vec::is_empty) && self.format != Format::Qcow2 {
             let id = backing.parent_id.map_or_else(String::new, |id| format!(" {id}"));
             return Err(Error::new(
                 ErrorKind::BadReference,
                 format!("the parent image{id} is known by its identity alone, not by a name"),
             ));
         }
-        let names = std::iter::once(&backing.name).chain(&backing.alternatives);
-        let mut references =
-            names.map(|name| Reference::parse(&windows_to_local(self.format, name), Reading::Catena));
-        let first = references
-            .next()
-            .unwrap_or_else(|| Reference::parse("", Reading::Catena));
-        let exists = |reference: &Reference| {
-            reference
-                .resolve(&self.source)
-                .path()
-                .is_some_and(|path| path.symlink_metadata().is_ok())
-        };
-        match &first {
-            Ok(reference) if !exists(reference) => references
-                .filter_map(Result::ok)
-                .find(exists)
-                .map_or(first, Ok)
-                .map_err(bad),
-            _ => first.map_err(bad),
-        }
+        reference_by_names(&names, &self.source).map_err(bad)
     }
 
     fn keys(&self) -> Vec<String> {
         keys(&self.source, self.file.as_ref())
     }
+}
+
+/// The names by which an image's backing image may be found, as bytes, the most trusted first.
+pub(crate) fn recorded_names(
+    format: Format,
+    backing: &RecordedReference,
+    header: Option<&qcow2::Header>,
+) -> Vec<Vec<u8>> {
+    match header.and_then(|header| header.backing.as_ref()) {
+        Some(exact) => vec![exact.name.clone()],
+        None => std::iter::once(&backing.name)
+            .chain(&backing.alternatives)
+            .map(|name| windows_to_local(format, name).into_bytes())
+            .collect(),
+    }
+}
+
+/// The reference that the first of these names makes; the first that leads somewhere, where that one does not.
+pub(crate) fn reference_by_names(names: &[Vec<u8>], overlay: &Source) -> Result<Reference, ReferenceError> {
+    let mut references = names
+        .iter()
+        .map(|name| Reference::parse_bytes(name, Reading::Catena));
+    let first = references
+        .next()
+        .unwrap_or_else(|| Reference::parse("", Reading::Catena))?;
+    let exists = |reference: &Reference| {
+        reference
+            .resolve(overlay)
+            .path()
+            .is_some_and(|path| path.symlink_metadata().is_ok())
+    };
+    if names.len() < 2 || exists(&first) {
+        return Ok(first);
+    }
+    Ok(references.filter_map(Result::ok).find(exists).unwrap_or(first))
 }
 
 /// A VHD or VHDX names its parent as Windows does: backslashes separate folders, and `.\` starts a relative name.
@@ -659,7 +674,7 @@ fn access_error(error: Error, source: &Source, top: Option<&Source>) -> Error {
     }
 }
 
-fn read_header(
+pub(crate) fn read_header(
     format: Format,
     bytes: &dyn Bytes,
 ) -> catena_format::Result<(Description, Option<qcow2::Header>)> {

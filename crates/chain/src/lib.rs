@@ -11,6 +11,7 @@ pub mod contribution;
 pub mod detect;
 pub mod doctor;
 pub mod extents;
+pub mod forest;
 pub mod open;
 pub mod ops;
 pub mod policy;
@@ -23,6 +24,7 @@ pub use chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Lin
 pub use contribution::{Contribution, Contributions};
 pub use detect::{Start, detect};
 pub use extents::Extents;
+pub use forest::Forest;
 pub use policy::Policy;
 pub use reference::{Reading, Reference, ReferenceError, Source};
 pub use writable::Writable;

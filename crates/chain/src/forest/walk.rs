@@ -1,0 +1,189 @@
+//! The files below some folders, found by several threads; nothing is opened but folders.
+
+use super::Object;
+use catena_engine::Error;
+use rustix::fs::FsWord;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// File systems whose files are no files: reading some of them waits for ever.
+const PSEUDO: [FsWord; 4] = [
+    // procfs, sysfs, debugfs, tracefs
+    0x9fa0,
+    0x6265_6572,
+    0x6462_6720,
+    0x7472_6163,
+];
+const SECOND: i128 = 1_000_000_000;
+
+/// A name, and what it leads to.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub path: PathBuf,
+    /// Whether the name itself is a symbolic link.
+    pub link: bool,
+    pub stat: Stat,
+}
+
+/// What the file system says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub object: Object,
+    pub len: u64,
+    /// Bytes on its medium.
+    pub allocated: u64,
+    /// Last change of the content, and of anything at all, in nanoseconds since 1970.
+    pub modified: i128,
+    pub changed: i128,
+    pub block_device: bool,
+}
+
+impl Stat {
+    /// Of a file or block device; `None` for everything else.
+    pub fn of(metadata: &Metadata) -> Option<Self> {
+        let kind = metadata.file_type();
+        let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * SECOND + i128::from(rest);
+        (kind.is_file() || kind.is_block_device()).then(|| Self {
+            object: if kind.is_file() {
+                (metadata.dev(), metadata.ino())
+            } else {
+                // A device is its number, whichever node leads to it.
+                (metadata.rdev(), 0)
+            },
+            len: metadata.len(),
+            allocated: metadata.blocks().saturating_mul(512),
+            modified: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+            block_device: kind.is_block_device(),
+        })
+    }
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    pub entries: Vec<Entry>,
+    /// Folders that could not be read.
+    pub errors: Vec<Error>,
+}
+
+/// Walks so many levels of folders below these names, which may be files themselves. Links to folders are not followed,
+/// unless they are what was asked for.
+pub(super) fn walk(names: &[PathBuf], levels: usize) -> Walked {
+    let mut walked = Walked::default();
+    let mut folders = Vec::new();
+    for name in names {
+        match std::fs::metadata(name) {
+            Ok(metadata) if metadata.is_dir() => folders.push((name.clone(), levels)),
+            Ok(metadata) => walked.entries.extend(Stat::of(&metadata).map(|stat| Entry {
+                path: name.clone(),
+                link: name.is_symlink(),
+                stat,
+            })),
+            Err(error) => walked.errors.push(failed(error, name)),
+        }
+    }
+    let queue = Queue {
+        state: Mutex::new(Waiting { folders, working: 0 }),
+        more: Condvar::new(),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let parts: Vec<Walked> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(|| queue.work())).collect();
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().ok())
+            .collect()
+    });
+    for part in parts {
+        walked.entries.extend(part.entries);
+        walked.errors.extend(part.errors);
+    }
+    // Real names before links, then by name: what is found does not depend on who found it first.
+    walked
+        .entries
+        .sort_unstable_by(|a, b| (a.link, &a.path).cmp(&(b.link, &b.path)));
+    walked
+}
+
+/// Folders that wait to be read.
+struct Queue {
+    state: Mutex<Waiting>,
+    more: Condvar,
+}
+
+struct Waiting {
+    folders: Vec<(PathBuf, usize)>,
+    /// Threads that read one, and may find more.
+    working: usize,
+}
+
+impl Queue {
+    fn work(&self) -> Walked {
+        let mut walked = Walked::default();
+        while let Some((folder, levels)) = self.next() {
+            let mut deeper = Vec::new();
+            read(&folder, levels, &mut walked, &mut deeper);
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.folders.extend(deeper);
+            state.working -= 1;
+            self.more.notify_all();
+        }
+        walked
+    }
+
+    fn next(&self) -> Option<(PathBuf, usize)> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(folder) = state.folders.pop() {
+                state.working += 1;
+                return Some(folder);
+            }
+            if state.working == 0 {
+                return None;
+            }
+            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn read(folder: &Path, levels: usize, walked: &mut Walked, deeper: &mut Vec<(PathBuf, usize)>) {
+    if rustix::fs::statfs(folder).is_ok_and(|system| PSEUDO.contains(&system.f_type)) {
+        return;
+    }
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return walked.errors.push(failed(error, folder)),
+    };
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => return walked.errors.push(failed(error, folder)),
+        };
+        let Ok(kind) = entry.file_type() else { continue };
+        let path = entry.path();
+        if kind.is_dir() {
+            if let Some(levels) = levels.checked_sub(1) {
+                deeper.push((path, levels));
+            }
+            continue;
+        }
+        // A link that leads nowhere, or a file that has just gone, is nothing.
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            continue;
+        };
+        walked.entries.extend(Stat::of(&metadata).map(|stat| Entry {
+            path,
+            link: kind.is_symlink(),
+            stat,
+        }));
+    }
+}
+
+fn failed(error: std::io::Error, path: &Path) -> Error {
+    catena_storage::Error::from_io(error, "look into")
+        .with_path(path)
+        .into()
+}
