@@ -99,6 +99,31 @@ pub fn wrap(text: &str, columns: usize) -> Vec<String> {
     lines
 }
 
+/// A text in which nothing means anything to XML.
+pub fn xml(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\u{fffe}' | '\u{ffff}' => escaped.push(char::REPLACEMENT_CHARACTER),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Lines as one quoted string for Graphviz, in which nothing of an image's names means anything.
+pub fn dot_label(lines: &[String]) -> String {
+    let escaped: Vec<_> = lines
+        .iter()
+        .map(|line| line.replace('\\', r"\\").replace('"', "\\\""))
+        .collect();
+    format!("\"{}\"", escaped.join("\\n"))
+}
+
 /// A share of a whole in per cent: `0%` is nothing at all, `<1%` is something, `100%` is everything.
 pub fn percent(part: u64, whole: u64) -> String {
     if part == 0 || whole == 0 {
@@ -217,6 +242,15 @@ mod tests {
         assert_eq!(shorten("日本語日本語", 7, "…"), "日…本語");
         assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
         assert_eq!(wrap("incomprehensible to us", 5), ["incomprehensible", "to us"]);
+    }
+
+    #[test]
+    fn names_cannot_leave_their_quotes() {
+        assert_eq!(
+            dot_label(&[r#"a"];b\"#.to_owned(), "c".to_owned()]),
+            r#""a\"];b\\\nc""#
+        );
+        assert_eq!(xml("<a b=\"&\">"), "&lt;a b=&quot;&amp;&quot;&gt;");
     }
 
     #[test]

@@ -20,6 +20,7 @@ impl Sizes {
         let images = forest.images();
         // For each image: what lies below it in all, and what of it only it needs.
         let mut known: Vec<Option<(u64, u64)>> = vec![None; images.len()];
+        let mut passed = vec![false; images.len()];
         let own = |number: usize| {
             let image = images.get(number);
             let file = image.and_then(|image| image.data_file.as_ref()?.image());
@@ -38,16 +39,14 @@ impl Sizes {
         for number in 0..images.len() {
             // Down to what is known already, and up again. A chain that comes back to itself ends where it does.
             let mut path = vec![number];
-            let mut next = number;
-            while let Some(below) = images.get(next).and_then(super::Image::base) {
-                if known.get(below).is_none_or(Option::is_some)
-                    || path.len() > images.len()
-                    || path.contains(&below)
-                {
-                    break;
-                }
+            while let Some(below) = path
+                .last()
+                .and_then(|last| images.get(*last))
+                .and_then(super::Image::base)
+                && let Some(passed @ false) = passed.get_mut(below)
+            {
+                *passed = true;
                 path.push(below);
-                next = below;
             }
             while let Some(number) = path.pop() {
                 let below = images.get(number).and_then(super::Image::base);

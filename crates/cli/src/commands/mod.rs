@@ -5,15 +5,18 @@ pub mod bench;
 pub mod bitmap;
 mod change;
 pub mod check;
+pub mod children;
 pub mod commit;
 pub mod compare;
 pub mod completions;
 pub mod convert;
 pub mod create;
 pub mod dd;
+pub mod deps;
 pub mod doctor;
 mod facts;
 pub mod flatten;
+mod forest;
 pub mod hash;
 pub mod info;
 pub mod man;
@@ -30,6 +33,8 @@ pub mod show;
 pub mod snapshot;
 pub mod stream;
 pub mod tour;
+pub mod tree;
+pub mod why;
 
 use crate::error::CommandError;
 use std::process::ExitCode;
@@ -47,6 +52,14 @@ pub enum Command {
     Hash(hash::Args),
     /// Find what is wrong with chains, say what cures it, and mend what can be mended
     Doctor(doctor::Args),
+    /// Draw all images below some folders, and which stands on which
+    Tree(tree::Args),
+    /// List the images that stand on one
+    Children(children::Args),
+    /// List the files that images need
+    Deps(deps::Args),
+    /// Tell whether an image may be deleted, moved or written, and who would suffer
+    Why(why::Args),
     /// Make a new image, alone or over a backing image
     Create(create::Args),
     /// Write what a chain shows as another image
@@ -102,6 +115,10 @@ impl Command {
             Self::Hash(args) => hash::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Reference(args) => Ok(reference::run(args)),
+            Self::Tree(args) => tree::run(args),
+            Self::Children(args) => children::run(args),
+            Self::Deps(args) => deps::run(args),
+            Self::Why(args) => why::run(args),
             Self::Create(args) => create::run(args),
             Self::Convert(args) => convert::run(args),
             Self::Commit(args) => commit::run(args),

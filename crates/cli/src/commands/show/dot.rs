@@ -2,13 +2,13 @@
 
 use super::model::{Recorded, Shown, ShownEnd, ShownLayer};
 use super::tree::features;
-use crate::text::{percent, printable, size};
+use crate::text::{dot_label, percent, printable, size};
 use std::io::{self, Write};
 
 /// Writes the graph: a node for each image, an arrow for each reference, data files beside their images.
 pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "digraph chain {{")?;
-    writeln!(out, "  label={};", quoted(&[printable(&shown.target)]))?;
+    writeln!(out, "  label={};", dot_label(&[printable(&shown.target)]))?;
     writeln!(out, "  labelloc=t; fontname=\"sans-serif\"; rankdir=TB;")?;
     writeln!(
         out,
@@ -46,7 +46,7 @@ pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
             )
         }
     };
-    writeln!(out, "  end [label={} {style}];", quoted(&label))?;
+    writeln!(out, "  end [label={} {style}];", dot_label(&label))?;
     if let Some(last) = last {
         writeln!(
             out,
@@ -77,7 +77,7 @@ fn node(shown: &Shown, layer: &ShownLayer, out: &mut dyn Write) -> io::Result<()
     } else {
         ""
     };
-    writeln!(out, "  l{index} [label={}{active}];", quoted(&lines))?;
+    writeln!(out, "  l{index} [label={}{active}];", dot_label(&lines))?;
     if let Some(above) = index.checked_sub(1) {
         writeln!(
             out,
@@ -93,7 +93,7 @@ fn node(shown: &Shown, layer: &ShownLayer, out: &mut dyn Write) -> io::Result<()
     } else {
         ""
     };
-    let label = quoted(&[printable(&file.text), "data file".to_owned()]);
+    let label = dot_label(&[printable(&file.text), "data file".to_owned()]);
     writeln!(out, "  d{index} [label={label} shape=cylinder{state}];")?;
     writeln!(out, "  l{index} -> d{index} [style=dotted];")?;
     writeln!(out, "  {{ rank=same; l{index}; d{index}; }}")
@@ -101,27 +101,5 @@ fn node(shown: &Shown, layer: &ShownLayer, out: &mut dyn Write) -> io::Result<()
 
 fn reference(link: Option<&Recorded>) -> String {
     let format = |link: &Recorded| link.format.clone().unwrap_or_else(|| "no format".to_owned());
-    quoted(&link.map_or_else(Vec::new, |link| vec![printable(&format(link))]))
-}
-
-/// Lines as one quoted string, in which nothing of an image's names means anything.
-fn quoted(lines: &[String]) -> String {
-    let escaped: Vec<_> = lines
-        .iter()
-        .map(|line| line.replace('\\', r"\\").replace('"', "\\\""))
-        .collect();
-    format!("\"{}\"", escaped.join("\\n"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_cannot_leave_their_quotes() {
-        assert_eq!(
-            quoted(&[r#"a"];b\"#.to_owned(), "c".to_owned()]),
-            r#""a\"];b\\\nc""#
-        );
-    }
+    dot_label(&link.map_or_else(Vec::new, |link| vec![printable(&format(link))]))
 }

@@ -2,7 +2,7 @@
 
 use super::model::{Shown, ShownEnd, ShownLayer};
 use super::tree::features;
-use crate::text::{count, percent, printable, shorten, size};
+use crate::text::{count, percent, printable, shorten, size, xml};
 use std::io::{self, Write};
 
 /// Measures in pixels: the picture, a card in it, and the space between cards.
@@ -47,7 +47,7 @@ pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">"
     )?;
-    writeln!(out, "<title>{}</title>", escaped(&shown.target))?;
+    writeln!(out, "<title>{}</title>", xml(&shown.target))?;
     writeln!(out, "<style>\n{STYLE}\n</style>")?;
     writeln!(
         out,
@@ -243,22 +243,6 @@ fn text(out: &mut dyn Write, x: usize, y: usize, class: &str, text: &str) -> io:
     writeln!(
         out,
         "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{}</text>",
-        escaped(text)
+        xml(text)
     )
-}
-
-/// A text in which nothing means anything to XML.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in printable(text).chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\u{fffe}' | '\u{ffff}' => escaped.push(char::REPLACEMENT_CHARACTER),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }

@@ -1,0 +1,107 @@
+//! What the verbs share that look at forests: where they look, and the index that saves them reading.
+
+use crate::error::CommandError;
+use crate::target::PolicyArgs;
+use catena::forest::{Image, Index, Search};
+use catena::{Error, ErrorKind, Forest};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Options of every verb that looks at a forest.
+#[derive(Debug, clap::Args)]
+pub struct ForestArgs {
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+impl ForestArgs {
+    /// Looks at these places and everything below them.
+    pub fn grow(&self, places: &[PathBuf], indexed: bool) -> Result<Forest, CommandError> {
+        let policy = self.policy.load()?;
+        let index = indexed.then(index_path).flatten().map(Index::load);
+        let forest = Forest::grow(&Search::below(places), &policy, index.as_ref());
+        if let Some(Err(error)) = index.map(Index::store) {
+            // It only saves time.
+            let _ = writeln!(anstream::stderr(), "catena: {error}");
+        }
+        Ok(forest)
+    }
+}
+
+/// An image whose relations are asked for, and where those are looked for.
+#[derive(Debug, clap::Args)]
+pub struct RelationArgs {
+    /// The image
+    image: PathBuf,
+    /// Search this folder with everything below it; may be given several times [default: the image's own folder]
+    #[arg(long = "in", value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    #[command(flatten)]
+    forest: ForestArgs,
+}
+
+impl RelationArgs {
+    /// The forest, and the image's number in it. Headers are read anew: what depends on the answer may be data.
+    pub fn grow(&self) -> Result<(Forest, usize), CommandError> {
+        let mut places = self.folders.clone();
+        if places.is_empty() {
+            let parent = self
+                .image
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            places.push(parent.unwrap_or(Path::new(".")).to_owned());
+        }
+        places.push(self.image.clone());
+        let forest = self.forest.grow(&places, false)?;
+        let number = forest.find(&self.image)?.ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "it is no file and no block device").with_path(&self.image)
+        })?;
+        Ok((forest, number))
+    }
+
+    /// What could not be looked into: an answer that says "nobody" does not speak of it.
+    pub fn warn(forest: &Forest) {
+        for error in &forest.errors {
+            let _ = writeln!(
+                anstream::stderr(),
+                "catena: {error}; what lies there is not known"
+            );
+        }
+    }
+}
+
+/// The images of these numbers, by name.
+pub fn named(forest: &Forest, numbers: &[usize]) -> Vec<String> {
+    let images = numbers.iter().filter_map(|number| forest.images().get(*number));
+    let mut names: Vec<_> = images
+        .map(|image: &Image| image.path().display().to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The places that a list names, one a line; `-` is standard input.
+pub fn listed(list: &Path) -> Result<Vec<PathBuf>, CommandError> {
+    let failed = |error| catena_storage::Error::from_io(error, "read").with_path(list);
+    let mut text = String::new();
+    if list == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).map_err(failed)?;
+    } else {
+        text = std::fs::read_to_string(list).map_err(failed)?;
+    }
+    Ok(text
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(PathBuf::from)
+        .collect())
+}
+
+fn index_path() -> Option<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(cache.join("catena").join("headers.json"))
+}

@@ -1,0 +1,95 @@
+//! `catena tree`: all images below some folders, drawn from the bases up.
+
+mod dot;
+mod drawing;
+mod model;
+mod rows;
+mod svg;
+
+use crate::commands::forest::ForestArgs;
+use crate::error::CommandError;
+use crate::output;
+use clap::ValueEnum;
+use model::Shown;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  catena tree /var/lib/libvirt/images
+  catena tree --output svg /srv/vms > forest.svg
+  catena tree --output json /srv/vms | jq '.images[] | select(.needed | not).path'
+  find /srv -name '*.qcow2' | catena tree --list -
+
+Each base stands above its overlays. Only headers are read, and nothing is
+locked. Images are known by identity: one with several names, or behind a
+link, is drawn once. What lies elsewhere is drawn where an image names it.
+
+'on disk' is the room an image takes; 'alone' is what would be free if it were
+deleted with everything below it that nothing else needs.
+
+What headers said is kept in an index in the cache folder, so that it is not
+read again while the files do not change.
+
+The exit status is 1 where an image names something that cannot be reached.")]
+pub struct Args {
+    /// Folders, searched with everything below them, and single images
+    #[arg(required_unless_present = "list")]
+    places: Vec<PathBuf>,
+    /// Read more places from a file, one a line; '-' is standard input
+    #[arg(long, value_name = "FILE")]
+    list: Option<PathBuf>,
+    #[command(flatten)]
+    forest: ForestArgs,
+    /// Show files, too, that look raw and that no image names
+    #[arg(long)]
+    all: bool,
+    /// Read all headers anew, and keep no index
+    #[arg(long)]
+    no_index: bool,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+    /// Draw with ASCII characters alone
+    #[arg(long)]
+    ascii: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Drawn in the terminal
+    #[default]
+    Human,
+    /// All facts, as docs/json.md describes them
+    Json,
+    /// For Graphviz
+    Dot,
+    /// A picture, complete in itself
+    Svg,
+}
+
+/// Shows the forest.
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let mut places = args.places.clone();
+    if let Some(list) = &args.list {
+        places.extend(crate::commands::forest::listed(list)?);
+    }
+    let forest = args.forest.grow(&places, !args.no_index)?;
+    let shown = Shown::of(&forest, args.all);
+    let mut out = output::stdout();
+    match args.output {
+        Output::Human => drawing::draw(&shown, !args.ascii && output::is_unicode(), &mut out)?,
+        Output::Json => output::json(&shown, &mut out)?,
+        Output::Dot => dot::draw(&shown, &mut out)?,
+        Output::Svg => svg::draw(&shown, &mut out)?,
+    }
+    out.flush()?;
+    Ok(if shown.is_wrong() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
