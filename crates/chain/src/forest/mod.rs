@@ -109,6 +109,8 @@ pub enum To {
     Image(usize),
     /// To a place on this host where there is nothing, or nothing that can be opened.
     Broken(Option<PathBuf>, Error),
+    /// To something on this host that was not looked at.
+    Outside(Object),
     /// Away from this host.
     Elsewhere,
 }
@@ -163,9 +165,9 @@ impl Edge {
 }
 
 impl Forest {
-    /// Looks at everything in the places to be searched. Headers that an index knows already are not read again; without an
-    /// index, all are.
-    pub fn grow(search: &Search, policy: &Policy, index: Option<&Index>) -> Self {
+    /// Looks at everything in the places to be searched, and at what is named elsewhere as far as a policy lets it be opened;
+    /// at nothing else without one. Headers that an index knows already are not read again; without an index, all are.
+    pub fn grow(search: &Search, policy: Option<&Policy>, index: Option<&Index>) -> Self {
         let walked = walk(&search.places, search.levels);
         let mut forest = Self {
             errors: walked.errors,
@@ -263,7 +265,7 @@ impl Forest {
     }
 
     /// Follows what every image names, and what the images found so name.
-    fn connect(&mut self, names: &mut HashMap<PathBuf, usize>, policy: &Policy) {
+    fn connect(&mut self, names: &mut HashMap<PathBuf, usize>, policy: Option<&Policy>) {
         let mut number = 0;
         while let Some(image) = self.images.get(number) {
             let owner = Source::file(image.path());
@@ -306,7 +308,7 @@ impl Forest {
         owner: &Source,
         role: Role,
         names: &mut HashMap<PathBuf, usize>,
-        policy: &Policy,
+        policy: Option<&Policy>,
     ) -> Edge {
         let text = recorded
             .first()
@@ -321,7 +323,7 @@ impl Forest {
                 match source.path() {
                     None => To::Elsewhere,
                     Some(path) => match self.reach_image(path, &text, &source, role, names, policy) {
-                        Ok(number) => To::Image(number),
+                        Ok(to) => to,
                         Err(error) => To::Broken(Some(path.to_owned()), error),
                     },
                 }
@@ -342,10 +344,10 @@ impl Forest {
         source: &Source,
         role: Role,
         names: &mut HashMap<PathBuf, usize>,
-        policy: &Policy,
-    ) -> Result<usize> {
+        policy: Option<&Policy>,
+    ) -> Result<To> {
         if let Some(number) = names.get(path) {
-            return Ok(*number);
+            return Ok(To::Image(*number));
         }
         let failed = |error| catena_storage::Error::from_io(error, "find").with_path(path);
         let metadata = std::fs::metadata(path).map_err(failed)?;
@@ -354,8 +356,11 @@ impl Forest {
         })?;
         if let Some(number) = self.objects.get(&stat.object) {
             names.insert(path.to_owned(), *number);
-            return Ok(*number);
+            return Ok(To::Image(*number));
         }
+        let Some(policy) = policy else {
+            return Ok(To::Outside(stat.object));
+        };
         policy.check(text, source, role)?;
         let file = policy.open(path)?;
         let stat = Stat {
@@ -369,7 +374,7 @@ impl Forest {
         self.images.push(image);
         self.objects.insert(stat.object, number);
         names.insert(path.to_owned(), number);
-        Ok(number)
+        Ok(To::Image(number))
     }
 }
 

@@ -163,7 +163,12 @@ fn read(folder: &Path, levels: usize, walked: &mut Walked, deeper: &mut Vec<(Pat
             Err(error) => return walked.errors.push(failed(error, folder)),
         };
         let Ok(kind) = entry.file_type() else { continue };
-        let path = entry.path();
+        // What is below '.' has a name of its own.
+        let path = if folder == Path::new(".") {
+            PathBuf::from(entry.file_name())
+        } else {
+            entry.path()
+        };
         if kind.is_dir() {
             if let Some(levels) = levels.checked_sub(1) {
                 deeper.push((path, levels));

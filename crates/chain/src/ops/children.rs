@@ -1,19 +1,14 @@
-//! Who else stands on an image: overlays that would show their guests something else if it were written.
+//! Who else stands on an image: those that would show their guests something else if it were written.
 //!
 //! No image records its overlays, so they are looked for: in the image's own folder and in those the caller names. An overlay
 //! elsewhere is not found; nobody can find it without knowing where to look.
 
 use crate::chain::Layer;
-use crate::reference::{Reading, Reference, Source};
-use catena_engine::{Error, ErrorKind, Result, StorageBytes};
-use catena_format::{Format, describe, recognise};
-use catena_storage::{LocalFile, LockMode, OpenOptions};
+use crate::forest::{Forest, Object, Search, To};
+use catena_engine::{Error, ErrorKind, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Most names that are looked at.
-const NAMES: usize = 100_000;
 /// Children that an error names.
 const NAMED: usize = 4;
 
@@ -25,9 +20,6 @@ pub struct OtherChildren {
     /// Whether what they show may change: the caller answers for it.
     pub forced: bool,
 }
-
-/// An object of this host: device and inode.
-type Object = (u64, u64);
 
 impl OtherChildren {
     /// Refuses if anybody but `own` stands on one of these layers.
@@ -60,31 +52,29 @@ impl OtherChildren {
             }
         }
         self.folders.iter().cloned().for_each(search);
-        let mut seen = own;
-        let mut found: Vec<(PathBuf, &Layer)> = Vec::new();
-        let mut left = NAMES;
-        for folder in folders.values() {
-            let Ok(entries) = std::fs::read_dir(folder) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let Some(rest) = left.checked_sub(1) else { break };
-                left = rest;
-                let path = entry.path();
-                let Ok(metadata) = std::fs::metadata(&path) else {
-                    continue;
-                };
-                let kind = metadata.file_type();
-                if !(kind.is_file() || kind.is_block_device())
-                    || !seen.insert((metadata.dev(), metadata.ino()))
-                {
-                    continue;
-                }
-                if let Some(base) = backing_object(&path).and_then(|object| wanted.get(&object)) {
-                    found.push((path, *base));
-                }
-            }
-        }
+        let search = Search {
+            places: folders.into_values().collect(),
+            levels: 0,
+        };
+        // A file of a folder is only looked at for its header; nothing that it names is opened.
+        let forest = Forest::grow(&search, None, None);
+        let mut found: Vec<(PathBuf, &Layer)> = forest
+            .images()
+            .iter()
+            .filter(|image| !own.contains(&image.object))
+            .filter_map(|image| {
+                let mut edges = image.backing.iter().chain(&image.data_file);
+                let base = edges.find_map(|edge| {
+                    let object = match edge.to {
+                        To::Image(number) => forest.images().get(number)?.object,
+                        To::Outside(object) => object,
+                        _ => return None,
+                    };
+                    wanted.get(&object)
+                })?;
+                Some((image.path().to_owned(), *base))
+            })
+            .collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
         refuse(&found)
     }
@@ -95,28 +85,6 @@ fn folder_of(path: &Path) -> PathBuf {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }
-}
-
-/// The object that an image names as its backing image, where it names one of this host.
-fn backing_object(path: &Path) -> Option<Object> {
-    // A file of the folder is only looked at for its header; nothing that it names is opened.
-    let file = LocalFile::open(path, &OpenOptions::new().lock(LockMode::None)).ok()?;
-    let bytes = StorageBytes::new(&file).ok()?;
-    let format = recognise::probe_as_qemu(&bytes, path.to_str()).ok()?;
-    if format == Format::Raw {
-        return None;
-    }
-    let backing = describe::describe(format, &bytes).ok()?.backing?;
-    let reference = Reference::parse(&backing.name, Reading::Catena).ok()?;
-    let source = reference.resolve(&Source::file(path));
-    let metadata = std::fs::metadata(source.path()?).ok()?;
-    let kind = metadata.file_type();
-    // A device is its number, whichever node leads to it.
-    Some(if kind.is_block_device() {
-        (metadata.rdev(), 0)
-    } else {
-        (metadata.dev(), metadata.ino())
-    })
 }
 
 fn refuse(found: &[(PathBuf, &Layer)]) -> Result<()> {

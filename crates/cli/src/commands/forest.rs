@@ -19,7 +19,7 @@ impl ForestArgs {
     pub fn grow(&self, places: &[PathBuf], indexed: bool) -> Result<Forest, CommandError> {
         let policy = self.policy.load()?;
         let index = indexed.then(index_path).flatten().map(Index::load);
-        let forest = Forest::grow(&Search::below(places), &policy, index.as_ref());
+        let forest = Forest::grow(&Search::below(places), Some(&policy), index.as_ref());
         if let Some(Err(error)) = index.map(Index::store) {
             // It only saves time.
             let _ = writeln!(anstream::stderr(), "catena: {error}");

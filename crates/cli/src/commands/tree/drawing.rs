@@ -51,7 +51,7 @@ pub fn draw(shown: &Shown, unicode: bool, out: &mut dyn Write) -> io::Result<()>
             size(image.on_disk),
         )?;
         let indent = " ".repeat(columns(rail) + 2);
-        for (bad, note) in notes(image) {
+        for (bad, note) in notes(row) {
             let style = if bad { BAD } else { NOTE };
             writeln!(out, "{indent}{style}{}{style:#}", printable(&note))?;
         }

@@ -14,6 +14,8 @@ pub struct Row<'a> {
     pub follows: Vec<bool>,
     /// Its name, shortened where it lies in its base's folder.
     pub name: String,
+    /// Whether it is the first that is drawn of images that stand on each other in a circle.
+    pub circle: bool,
 }
 
 /// Levels that are indented; what stands higher is drawn beneath the last of them.
@@ -63,6 +65,7 @@ pub fn rows(shown: &Shown) -> Vec<Row<'_>> {
                 depth,
                 follows,
                 name,
+                circle: depth == 0 && has_base(&image),
             });
         }
     }
@@ -70,8 +73,12 @@ pub fn rows(shown: &Shown) -> Vec<Row<'_>> {
 }
 
 /// What is to be said of an image beside its sizes: whether it is bad, and the words.
-pub fn notes(image: &ShownImage) -> Vec<(bool, String)> {
+pub fn notes(row: &Row<'_>) -> Vec<(bool, String)> {
+    let image = row.image;
     let mut notes = Vec::new();
+    if row.circle {
+        notes.push((true, "its chain comes back to itself".to_owned()));
+    }
     if let Some(trouble) = &image.trouble {
         notes.push((true, trouble.clone()));
     }

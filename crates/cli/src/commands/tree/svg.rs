@@ -29,7 +29,7 @@ svg { font-family: ui-sans-serif, system-ui, 'Segoe UI', Roboto, sans-serif; fon
 /// Draws the picture.
 pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     let rows = rows(shown);
-    let lines: Vec<_> = rows.iter().map(|row| notes(row.image)).collect();
+    let lines: Vec<_> = rows.iter().map(|row| notes(row)).collect();
     let height = TOP + lines.iter().map(|notes| ROW * (1 + notes.len())).sum::<usize>() + ROW;
     writeln!(
         out,
