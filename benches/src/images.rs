@@ -1,83 +1,161 @@
-//! The images that the jobs work on, made once by QEMU's tools.
+//! The images that jobs work on, made by QEMU's tools when a job first asks for them.
 
+use crate::job::{Job, Place};
 use anyhow::{Context, Result, bail};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use tempfile::TempDir;
 
-/// Layers of the chain that is deep, but not too deep for QEMU.
-const DEEP: usize = 100;
+/// The folders in which jobs happen, all of which go in the end.
+pub struct Images {
+    disk: PathBuf,
+    memory: PathBuf,
+    folders: BTreeMap<Place, Folder>,
+}
 
-/// A folder of images. Those that a job changes are copied afresh before each run.
-pub struct Images(PathBuf);
-
-/// The files that a job changes: copies of these, under the same name without the first letter.
-pub type Fresh = &'static [&'static str];
+/// A folder of images.
+pub struct Folder {
+    path: PathBuf,
+    made: BTreeSet<String>,
+    mounted: bool,
+    // Goes after the file system in it was unmounted.
+    _dir: TempDir,
+}
 
 impl Images {
-    /// Makes all images: `data` bytes of guest data each, on a disk of twice the size.
-    pub fn make(folder: &Path, data: u64) -> Result<Self> {
-        let images = Self(folder.to_owned());
-        images.write_raw("data.raw", data)?;
-        let size = (data * 2).to_string();
-        let half = (data / 2).to_string();
-        images.img("convert -f raw -O qcow2 data.raw data.qcow2")?;
-        images.img(&format!("resize -q data.qcow2 {size}"))?;
-        images.img("convert -f raw -O qcow2 -o cluster_size=4k data.raw small.qcow2")?;
-        images.img("convert -c -f raw -O qcow2 data.raw packed.qcow2")?;
-        images.img("create -q -f qcow2 -o preallocation=metadata,cluster_size=4k huge.qcow2 64G")?;
-        images.img("create -q -f qcow2 -b data.qcow2 -F qcow2 =top.qcow2")?;
-        images.io("=top.qcow2", &format!("write -q -P 7 {half} {half}"))?;
-        images.copy("=top.qcow2", "top.qcow2")?;
-        images.img("create -q -f qcow2 -b data.qcow2 -F qcow2 other.qcow2")?;
-        images.io("other.qcow2", &format!("write -q -P 7 {half} {half}"))?;
-        // Two bases that differ in little, so that a rebase has little to copy and much to compare.
-        images.copy("data.qcow2", "newbase.qcow2")?;
-        images.io("newbase.qcow2", "write -q -P 9 0 1M")?;
-        images.copy("data.qcow2", "=base.qcow2")?;
-        images.img(&format!(
-            "create -q -u -f qcow2 -b base.qcow2 -F qcow2 =over.qcow2 {size}"
-        ))?;
-        images.io("=over.qcow2", &format!("write -q -P 5 {half} {half}"))?;
-        images.deep(&size)?;
-        Ok(images)
+    /// Where folders are made when there is need.
+    pub fn new(disk: &Path, memory: &Path) -> Result<Self> {
+        let absolute = |path: &Path| std::fs::canonicalize(path).with_context(|| path.display().to_string());
+        Ok(Self {
+            disk: absolute(disk)?,
+            memory: absolute(memory)?,
+            folders: BTreeMap::new(),
+        })
     }
 
-    /// Where they are.
-    pub fn folder(&self) -> &Path {
-        &self.0
+    /// The folder in which a job happens, with all that it needs.
+    pub fn folder(&mut self, job: &Job) -> Result<&Folder> {
+        let folder = match self.folders.entry(job.place) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(match job.place {
+                Place::Disk => Folder::plain(&self.disk)?,
+                Place::Memory => Folder::plain(&self.memory)?,
+                Place::Reflink => Folder::reflink(&self.disk)?,
+            }),
+        };
+        for input in &job.inputs {
+            if folder.made.insert(input.name.clone()) {
+                eprintln!("catena-bench: making {}", input.name);
+                (input.make)(folder, input.size).with_context(|| input.name.clone())?;
+            }
+        }
+        Ok(folder)
+    }
+}
+
+impl Folder {
+    fn plain(place: &Path) -> Result<Self> {
+        let dir = tempfile::tempdir_in(place).context("a folder for the images")?;
+        Ok(Self {
+            path: dir.path().to_owned(),
+            made: BTreeSet::new(),
+            mounted: false,
+            _dir: dir,
+        })
+    }
+
+    fn reflink(place: &Path) -> Result<Self> {
+        let mut folder = Self::plain(place)?;
+        let at = folder.path.join("xfs");
+        std::fs::create_dir(&at)?;
+        File::create(folder.path.join("xfs.raw"))?.set_len(24 << 30)?;
+        folder.run("mkfs.xfs", &["-q", "-m", "reflink=1", "xfs.raw"])?;
+        folder
+            .run("mount", &["-o", "loop", "xfs.raw", "xfs"])
+            .context("only root can mount a file system")?;
+        folder.path = at;
+        folder.mounted = true;
+        Ok(folder)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a file is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.path.join(name).exists()
     }
 
     /// Makes fresh copies of what a job changes, and has everything written out, which is then not the job's to do.
-    pub fn make_ready(&self, fresh: Fresh) -> Result<()> {
+    pub fn make_ready(&self, fresh: &[&str]) -> Result<()> {
         for name in fresh {
             self.copy(&format!("={name}"), name)?;
         }
-        let out = self.0.join("out");
-        if out.exists() {
-            std::fs::remove_file(out)?;
+        if self.has("out") {
+            std::fs::remove_file(self.path.join("out"))?;
         }
-        nix::unistd::sync();
+        let file = File::open(&self.path)?;
+        nix::unistd::syncfs(file).context("writing everything out")
+    }
+
+    /// Keeps a result under another name.
+    pub fn keep(&self, name: &str, kept: &str) -> Result<()> {
+        std::fs::rename(self.path.join(name), self.path.join(kept)).with_context(|| name.to_owned())
+    }
+
+    /// Checks that two images show their guests the same.
+    pub fn compare(&self, one: &str, other: &str) -> Result<()> {
+        self.run("qemu-img", &["compare", one, other])
+    }
+
+    /// Copies a file.
+    pub fn copy(&self, from: &str, to: &str) -> Result<()> {
+        std::fs::copy(self.path.join(from), self.path.join(to)).with_context(|| from.to_owned())?;
         Ok(())
     }
 
-    fn deep(&self, size: &str) -> Result<()> {
-        self.img(&format!("create -q -f qcow2 deep0 {size}"))?;
-        for layer in 1..DEEP {
-            let (name, below) = (format!("deep{layer}"), format!("deep{}", layer - 1));
-            self.img(&format!(
-                "create -q -u -f qcow2 -b {below} -F qcow2 {name} {size}"
-            ))?;
-            let place = (layer * 7919) % 1000 * (1 << 16);
-            self.io(&name, &format!("write -q -P {layer} {place} 64k"))?;
+    /// Runs `qemu-img`, its words parted by blanks.
+    pub fn img(&self, words: &str) -> Result<()> {
+        self.run("qemu-img", &words.split(' ').collect::<Vec<_>>())
+    }
+
+    /// Has `qemu-io` do things to an image alone, whose backing need not be there as long as whole clusters are written.
+    pub fn io(&self, image: &str, commands: &[String]) -> Result<()> {
+        let alone = format!(
+            r#"json:{{"driver":"qcow2","backing":null,"file":{{"driver":"file","filename":"{image}"}}}}"#
+        );
+        let mut words = vec!["-t", "unsafe"];
+        for command in commands {
+            words.extend(["-c", command]);
+        }
+        words.push(&alone);
+        self.run("qemu-io", &words)
+    }
+
+    /// Runs a program in the folder.
+    pub fn run(&self, program: &str, words: &[&str]) -> Result<()> {
+        let mut command = Command::new(program);
+        command.args(words).current_dir(&self.path).stdin(Stdio::null());
+        let output = command.output().with_context(|| format!("{command:?}"))?;
+        if !output.status.success() {
+            bail!(
+                "{program} {}: {} {}",
+                words.iter().take(8).copied().collect::<Vec<_>>().join(" "),
+                String::from_utf8_lossy(&output.stderr).trim_end(),
+                String::from_utf8_lossy(&output.stdout).trim_end()
+            );
         }
         Ok(())
     }
 
     /// A raw file of bytes that do not compress to nothing: half of them random, half repeating.
-    fn write_raw(&self, name: &str, len: u64) -> Result<()> {
-        let mut out = BufWriter::new(File::create(self.0.join(name))?);
+    pub fn write_raw(&self, name: &str, len: u64) -> Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(self.path.join(name))?);
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
         for number in 0..len / 8 {
             state ^= state << 13;
@@ -88,31 +166,72 @@ impl Images {
         }
         Ok(out.flush()?)
     }
+}
 
-    fn copy(&self, from: &str, to: &str) -> Result<()> {
-        std::fs::copy(self.0.join(from), self.0.join(to)).with_context(|| from.to_owned())?;
-        Ok(())
-    }
-
-    fn img(&self, words: &str) -> Result<()> {
-        self.run("qemu-img", words.split(' '))
-    }
-
-    /// Writes into an image alone, whose backing need not be there: what is written covers whole clusters.
-    fn io(&self, image: &str, command: &str) -> Result<()> {
-        let alone = format!(
-            r#"json:{{"driver":"qcow2","backing":null,"file":{{"driver":"file","filename":"{image}"}}}}"#
-        );
-        self.run("qemu-io", ["-t", "unsafe", "-c", command, &alone].into_iter())
-    }
-
-    fn run<'a>(&self, program: &str, words: impl Iterator<Item = &'a str>) -> Result<()> {
-        let mut command = Command::new(program);
-        command.args(words).current_dir(&self.0).stdin(Stdio::null());
-        let output = command.output().with_context(|| format!("{command:?}"))?;
-        if !output.status.success() {
-            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = Command::new("umount").arg(&self.path).status();
         }
-        Ok(())
     }
+}
+
+/// `data.raw`: so many bytes of data.
+pub fn raw(folder: &Folder, len: u64) -> Result<()> {
+    folder.write_raw("data.raw", len)
+}
+
+/// `data.qcow2`: so many bytes of data in a disk of twice the size. Needs [`raw`].
+pub fn qcow2(folder: &Folder, len: u64) -> Result<()> {
+    folder.img("convert -f raw -O qcow2 data.raw data.qcow2")?;
+    folder.img(&format!("resize -q data.qcow2 {}", len * 2))
+}
+
+/// Bytes of the disk of [`deep`].
+pub const DEEP_DISK: u64 = 16 << 30;
+/// Bytes of the disk of [`full`].
+pub const FULL_DISK: u64 = 1 << 30;
+
+/// `deep0`, `deep1` …: so many layers, each with 64 random clusters of a disk that is mostly holes. A chain of any smaller depth is
+/// what lies below the layer of that number.
+pub fn deep(folder: &Folder, layers: u64) -> Result<()> {
+    layered(folder, "deep", layers, DEEP_DISK, 64)
+}
+
+/// `full0`, `full1` …: the same over a base that is full of data, each layer with 16 random clusters.
+pub fn full(folder: &Folder, layers: u64) -> Result<()> {
+    if !folder.has("full0") {
+        folder.write_raw("full.raw", FULL_DISK)?;
+        folder.img("convert -f raw -O qcow2 full.raw full0")?;
+        std::fs::remove_file(folder.path().join("full.raw"))?;
+    }
+    layered(folder, "full", layers, FULL_DISK, 16)
+}
+
+fn layered(folder: &Folder, prefix: &str, layers: u64, size: u64, clusters: u64) -> Result<()> {
+    for layer in 0..layers {
+        let name = format!("{prefix}{layer}");
+        if folder.has(&name) {
+            continue;
+        }
+        match layer.checked_sub(1) {
+            None => folder.img(&format!("create -q -f qcow2 {name} {size}"))?,
+            Some(below) => folder.img(&format!(
+                "create -q -u -f qcow2 -b {prefix}{below} -F qcow2 {name} {size}"
+            ))?,
+        }
+        let places = size >> 16;
+        let mut state = layer * 2 + 1;
+        let writes: Vec<_> = (0..clusters)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                    .wrapping_add(0x1405_7b7e_f767_814f);
+                let place = (state >> 33) % places;
+                format!("write -q -P {} {} 64k", layer % 255 + 1, place << 16)
+            })
+            .collect();
+        folder.io(&name, &writes)?;
+    }
+    Ok(())
 }

@@ -1,39 +1,68 @@
-//! Catena timed beside QEMU's tools, on the same images in the same run.
+//! Catena timed beside QEMU's tools and other libraries, on the same images in the same run.
 //!
-//! `cargo xtask bench` builds the command as users have it and runs this. Each job is one command line that both
-//! understand. The two take turns, so that a noisy machine is noisy for both, and the medians are compared.
+//! `cargo xtask bench` builds the commands as users have them and runs this. A job has contenders, Catena first. They take turns, so that
+//! a noisy machine is noisy for all, their results are compared, and then their medians.
+//!
+//! * [`jobs`]: what is timed, one file per family. A new job is one more entry there.
+//! * [`images`]: what jobs work on, made when a job first asks for it.
+//! * [`turns`]: the contenders' turns, and what is measured of each.
+//! * [`report`]: the table, and [`plot`] the picture of cost against depth.
+//! * [`in_process`]: the library in process, as a contender.
+//! * [`once`]: one run of a command, in a process of its own, so that the kernel tells what just that run used.
 
 mod images;
+mod in_process;
+mod job;
 mod jobs;
-mod measure;
+mod once;
+mod plot;
+mod report;
+mod turns;
 
 use anyhow::{Context, Result, bail};
+use catena_workload::Work;
+use images::Images;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use turns::Programs;
 
 const HELP: &str = "\
-catena-bench --catena PROGRAM [--in FOLDER] [--runs N] [--mib N] [JOB...]
+catena-bench --catena PROGRAM [OPTION...] [JOB...]
 
   --catena PROGRAM   the catena command that is timed
-  --in FOLDER        where the images are made (a folder that goes afterwards; default: the system's)
-  --runs N           how often each job runs with each program (5)
-  --mib N            how much data the images hold (512)
+  --peers PROGRAM    the program that asks other libraries; without it only QEMU's tools are peers
+  --in FOLDER        where images are made that belong on a disk (a folder that goes afterwards; default: the system's)
+  --memory FOLDER    where images are made that belong in memory (/dev/shm)
+  --runs N           how often each contender runs (5; fewer where a run takes many seconds)
+  --mib N            how much data the images of one layer hold (512)
+  --plot FILE        where the picture of cost against depth goes (nowhere)
+  --list             only name the jobs
   JOB                only jobs whose name contains one of these
 ";
 
 /// What to time, and where.
 struct Request {
     catena: PathBuf,
+    peers: Option<PathBuf>,
     folder: PathBuf,
+    memory: PathBuf,
     runs: usize,
     mib: u64,
+    plot: Option<PathBuf>,
+    list: bool,
     names: Vec<String>,
 }
 
 fn main() -> ExitCode {
-    match request(std::env::args().skip(1))
-        .and_then(|request| request.map_or(Ok(()), |request| bench(&request)))
-    {
+    let mut arguments = std::env::args().skip(1).peekable();
+    let outcome = match arguments.peek().map(String::as_str) {
+        Some("once") => once::main(arguments.skip(1)),
+        Some("work") => Work::parse(arguments.skip(1))
+            .and_then(|work| in_process::work(&work))
+            .map(|figures| figures.print()),
+        _ => request(arguments).and_then(|request| request.map_or(Ok(()), |request| bench(&request))),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("catena-bench: {error:#}");
@@ -45,9 +74,13 @@ fn main() -> ExitCode {
 fn request(mut arguments: impl Iterator<Item = String>) -> Result<Option<Request>> {
     let mut request = Request {
         catena: PathBuf::new(),
+        peers: None,
         folder: std::env::temp_dir(),
+        memory: "/dev/shm".into(),
         runs: 5,
         mib: 512,
+        plot: None,
+        list: false,
         names: Vec::new(),
     };
     while let Some(argument) = arguments.next() {
@@ -58,9 +91,13 @@ fn request(mut arguments: impl Iterator<Item = String>) -> Result<Option<Request
         };
         match argument.as_str() {
             "--catena" => request.catena = std::fs::canonicalize(value()?).context("--catena")?,
+            "--peers" => request.peers = Some(std::fs::canonicalize(value()?).context("--peers")?),
             "--in" => request.folder = value()?.into(),
+            "--memory" => request.memory = value()?.into(),
             "--runs" => request.runs = value()?.parse().context("--runs")?,
             "--mib" => request.mib = value()?.parse().context("--mib")?,
+            "--plot" => request.plot = Some(value()?.into()),
+            "--list" => request.list = true,
             "--help" | "-h" => {
                 print!("{HELP}");
                 return Ok(None);
@@ -72,42 +109,36 @@ fn request(mut arguments: impl Iterator<Item = String>) -> Result<Option<Request
     if request.catena.as_os_str().is_empty() {
         bail!("--catena is missing");
     }
+    if request.runs == 0 || request.mib == 0 {
+        bail!("--runs and --mib are at least 1");
+    }
     Ok(Some(request))
 }
 
 fn bench(request: &Request) -> Result<()> {
-    let dir = tempfile::tempdir_in(&request.folder).context("a folder for the images")?;
-    let images = images::Images::make(dir.path(), request.mib << 20)?;
-    println!(
-        "{} MiB of data, {} runs of each in turn, medians; load {}",
-        request.mib,
-        request.runs,
-        std::fs::read_to_string("/proc/loadavg")?.trim()
-    );
-    println!();
-    println!("| job | catena | cpu | qemu-img | cpu | qemu-img / catena | spread |");
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
-    let wanted =
-        |name: &str| request.names.is_empty() || request.names.iter().any(|part| name.contains(part));
-    for job in jobs::all().iter().filter(|job| wanted(job.name)) {
-        let (ours, theirs) = measure::take_turns(job, &images, &request.catena, request.runs)
-            .with_context(|| job.name.to_owned())?;
-        println!(
-            "| {} | {:.3} s | {:.3} s | {:.3} s | {:.3} s | {:.2} | {:.0} %, {:.0} % |",
-            job.name,
-            ours.wall,
-            ours.cpu,
-            theirs.wall,
-            theirs.cpu,
-            theirs.wall / ours.wall,
-            ours.spread * 100.0,
-            theirs.spread * 100.0,
-        );
+    let wanted = |name: &str| {
+        request.names.is_empty() || request.names.iter().any(|part| name.contains(part.as_str()))
+    };
+    let jobs: Vec<_> = jobs::all(request.mib << 20)
+        .into_iter()
+        .filter(|job| wanted(&job.name))
+        .collect();
+    if jobs.is_empty() {
+        bail!("no job has such a name; --list names all");
     }
-    println!();
-    println!(
-        "load afterwards {}",
-        std::fs::read_to_string("/proc/loadavg")?.trim()
-    );
-    Ok(())
+    if request.list {
+        for job in &jobs {
+            println!("{}", job.name);
+        }
+        return Ok(());
+    }
+    let programs = Programs::new(&request.catena, request.peers.as_deref())?;
+    let mut images = Images::new(&request.folder, &request.memory)?;
+    let mut report = report::Report::begin(request.mib, request.runs)?;
+    for job in &jobs {
+        let results =
+            turns::take(job, &mut images, &programs, request.runs).with_context(|| job.name.clone())?;
+        report.add(job, results)?;
+    }
+    report.end(request.plot.as_deref())
 }

@@ -1,0 +1,68 @@
+//! Random reads in process, and opening, at growing depth.
+
+use crate::images::{DEEP_DISK, FULL_DISK, deep, full};
+use crate::job::{Job, Program, Same};
+
+const DEPTHS: [u64; 4] = [1, 100, 500, 1000];
+
+pub fn jobs() -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for depth in DEPTHS {
+        let words = format!("op=read block=4096 image=deep{} span={DEEP_DISK}", depth - 1);
+        let name = format!("random reads of holes and data, depth {depth}");
+        jobs.push(
+            libraries(Job::new(name), &words, depth)
+                .on("deep", deep, depth)
+                .point("random 4 KiB reads of holes and data: time of one", depth),
+        );
+        let words = format!("op=read block=4096 image=full{} span={FULL_DISK}", depth - 1);
+        let name = format!("random reads of data, depth {depth}");
+        jobs.push(
+            libraries(Job::new(name), &words, depth)
+                .on("full", full, depth)
+                .point("random 4 KiB reads of data: time of one", depth),
+        );
+    }
+    for depth in DEPTHS {
+        let active = format!("deep{}", depth - 1);
+        let words = format!("op=open image={active}");
+        jobs.push(
+            Job::new(format!("open and read a block, depth {depth}"))
+                .by("catena", Program::CatenaWork, &words)
+                .by("imago", Program::PeerWork, &format!("imago {words}"))
+                .goal(1.0)
+                .by("qcow2-rs", Program::PeerWork, &format!("qcow2-rs {words}"))
+                .on("deep", deep, depth)
+                .same(Same::Digest)
+                .point("open, and read a block", depth),
+        );
+        let command = format!("qemu-io: open and read, depth {depth}");
+        let words = format!("-r -f qcow2 -c read|0|4k {active}");
+        let mut job = Job::new(command)
+            .by("catena", Program::CatenaWork, &format!("op=open image={active}"))
+            .by("qemu-io", Program::Tool("qemu-io"), &words)
+            .on("deep", deep, depth)
+            .whole_commands()
+            .point("open, and read a block: the whole command", depth);
+        if depth == 1000 {
+            job = job.goal(20.0);
+        }
+        jobs.push(job);
+    }
+    jobs
+}
+
+fn libraries(job: Job, words: &str, depth: u64) -> Job {
+    let mut job = job.by("catena", Program::CatenaWork, words).by(
+        "imago",
+        Program::PeerWork,
+        &format!("imago {words}"),
+    );
+    match depth {
+        1 => job = job.goal(1.0),
+        500 => job = job.goal(20.0),
+        _ => {}
+    }
+    job.by("qcow2-rs", Program::PeerWork, &format!("qcow2-rs {words}"))
+        .same(Same::Digest)
+}
