@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::run::{cargo, find, run};
-use crate::{fuzz, packages};
+use crate::{counts, fuzz, packages};
 
 /// How many inputs [`ci`] runs through each fuzz target: enough for its seeds, and for what is one mutation away from them.
 const SMOKE_INPUTS: u32 = 5000;
@@ -18,6 +18,7 @@ pub fn ci() -> Result<()> {
     docs()?;
     deny()?;
     fuzz::fuzz(fuzz::Effort::Inputs(SMOKE_INPUTS), &[])?;
+    counts::counts(false)?;
     test()
 }
 
@@ -55,7 +56,12 @@ pub fn deny() -> Result<()> {
         // Unoptimised, for it runs once and building it costs more: under two minutes on two cores.
         run(cargo().args(["install", "--locked", "--profile", "dev", "cargo-deny@0.20.2"]))?;
     }
-    run(cargo().args(["deny", "--all-features", "check", "licenses", "bans", "sources"]))
+    for manifest in ["Cargo.toml", "benches/peers/Cargo.toml"] {
+        run(cargo()
+            .args(["deny", "--all-features", "--manifest-path", manifest])
+            .args(["check", "--config", "deny.toml", "licenses", "bans", "sources"]))?;
+    }
+    Ok(())
 }
 
 /// The whole test suite, after installing what it needs. Nothing is skipped.

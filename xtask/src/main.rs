@@ -5,6 +5,7 @@
 
 mod bench;
 mod checks;
+mod counts;
 mod crash;
 mod fuzz;
 mod packages;
@@ -17,13 +18,14 @@ use anyhow::{Context, Result, bail};
 const HELP: &str = "\
 Chores of the Catena workspace
 
-  cargo xtask ci                               everything a change must pass: fmt, clippy, docs, deny, fuzz, test
+  cargo xtask ci                               everything a change must pass: fmt, clippy, docs, deny, fuzz, counts, test
   cargo xtask test                             install what the tests need (as root, where there is apt), run them all
   cargo xtask install                          only install what the tests need
   cargo xtask fmt | clippy | docs | deny       one of the checks
   cargo xtask fuzz [--seconds N] [TARGET...]   build the fuzz targets and run them, all by default, each N seconds (60)
   cargo xtask crash [--cuts N]                 cut images off from power at N points of generated histories (1000000)
-  cargo xtask bench [ARGUMENT...]              time Catena beside QEMU's tools (--help tells what can be chosen)
+  cargo xtask bench [ARGUMENT...]              time Catena beside QEMU's tools and other libraries (--help tells more)
+  cargo xtask counts [--record]                count the instructions of the hot paths, and compare with those on record
 ";
 
 fn main() -> ExitCode {
@@ -51,6 +53,13 @@ fn chore(arguments: &[String]) -> Result<()> {
     }
     if name == "bench" {
         return bench::bench(rest);
+    }
+    if name == "counts" {
+        return match rest {
+            [] => counts::counts(false),
+            [option] if option == "--record" => counts::counts(true),
+            _ => bail!("`counts` takes `--record` or nothing"),
+        };
     }
     if let Some(extra) = rest.first() {
         bail!("`{name}` takes no argument, but got `{extra}`");

@@ -80,6 +80,10 @@ const NEEDS: &[Need] = &[
         package: "libnbd-bin",
         what: Program("nbdinfo"),
     },
+    Need {
+        package: "valgrind",
+        what: Program("valgrind"),
+    },
 ];
 
 /// libvirt's QEMU driver, which `virsh` loads into itself (see `catena_testkit::libvirt`).

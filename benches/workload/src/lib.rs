@@ -145,7 +145,7 @@ impl Block {
     pub fn new(len: usize) -> Self {
         let mut bytes = vec![0; len + 4096];
         let start = bytes.as_ptr().align_offset(4096);
-        for (number, byte) in bytes.iter_mut().enumerate() {
+        for (number, byte) in bytes.iter_mut().skip(start).enumerate() {
             *byte = (number * 167 + (number >> 8) * 13) as u8 | 1;
         }
         Self { bytes, start, len }

@@ -348,7 +348,7 @@ fn index(bytes: u64) -> usize {
 }
 
 /// Whether all bytes are zeros.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub fn is_zero(bytes: &[u8]) -> bool {
     const BLOCK: usize = 4096;
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     // Data mostly shows in its first bytes.
