@@ -58,8 +58,9 @@ pub fn deny() -> Result<()> {
     }
     for manifest in ["Cargo.toml", "benches/peers/Cargo.toml"] {
         run(cargo()
-            .args(["deny", "--all-features", "--manifest-path", manifest])
-            .args(["check", "--config", "deny.toml", "licenses", "bans", "sources"]))?;
+            .args(["deny", "--all-features", "--config", "deny.toml"])
+            .args(["--manifest-path", manifest])
+            .args(["check", "licenses", "bans", "sources"]))?;
     }
     Ok(())
 }
