@@ -102,12 +102,26 @@ impl Log {
             file: record.start.len() - 1,
             log: self.clone(),
             live: Shared::from(content),
+            real: None,
         }
     }
 
-    /// Notes that the history that is recorded has come so far: each [`Cut`](super::Cut) tells the last note before it.
-    pub fn reached(&self, step: u64) {
-        self.record().entries.push(Entry::Reached(step));
+    /// A store that keeps this log of what it passes on to another, whose content is durable.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn recording_over(&self, real: Arc<dyn Storage>) -> anyhow::Result<Recording> {
+        let mut recording = self.recording(Content::read_from(&*real)?);
+        recording.real = Some(real);
+        Ok(recording)
+    }
+
+    /// Notes that the history that is recorded has come so far: each [`Cut`](super::Cut) tells the last note before it. Gives the
+    /// note's place: a cut whose [`position`](super::Way::position) is greater came after it.
+    pub fn reached(&self, step: u64) -> usize {
+        let mut record = self.record();
+        record.entries.push(Entry::Reached(step));
+        record.entries.len() - 1
     }
 
     /// How many changes and flushes there are.
@@ -152,6 +166,8 @@ pub struct Recording {
     file: usize,
     log: Log,
     live: Shared,
+    /// Where everything is passed on to.
+    real: Option<Arc<dyn Storage>>,
 }
 
 impl Recording {
@@ -172,6 +188,10 @@ impl Recording {
     #[must_use]
     pub fn number(&self) -> usize {
         self.file
+    }
+
+    fn pass_on(&self, change: impl FnOnce(&dyn Storage) -> Result<()>) -> Result<()> {
+        self.real.as_deref().map_or(Ok(()), change)
     }
 
     /// Does something to the bytes and logs what it came to for `start..end`, all as one.
@@ -259,7 +279,7 @@ impl Storage for Recording {
                 vec![sectors(content, offset, offset + buf.len() as u64)]
             });
         }
-        Ok(())
+        self.pass_on(|real| real.write_all_at(buf, offset))
     }
 
     fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
@@ -269,12 +289,12 @@ impl Storage for Recording {
 
     fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
         self.zeros(offset, len, false);
-        Ok(())
+        self.pass_on(|real| real.punch_hole(offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.zeros(offset, len, true);
-        Ok(())
+        self.pass_on(|real| real.write_zeroes(offset, len))
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
@@ -282,12 +302,13 @@ impl Storage for Recording {
         if len > 0 && end > self.live.len()? {
             self.set_len(end)?;
         }
-        Ok(())
+        self.pass_on(|real| real.allocate(offset, len))
     }
 
     fn flush(&self) -> Result<()> {
+        // What is written from here on is not covered.
         self.log.record().entries.push(Entry::Flush { file: self.file });
-        Ok(())
+        self.pass_on(|real| real.flush())
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
@@ -298,7 +319,7 @@ impl Storage for Recording {
             content.set_len(len);
             vec![Piece::Len(len)]
         });
-        Ok(())
+        self.pass_on(|real| real.set_len(len))
     }
 
     fn span_at(&self, offset: u64) -> Result<Option<Span>> {
@@ -314,10 +335,16 @@ impl Storage for Recording {
     }
 
     fn identity(&self) -> Option<Identity> {
-        self.live.identity()
+        match &self.real {
+            Some(real) => real.identity(),
+            None => self.live.identity(),
+        }
     }
 
     fn path(&self) -> Option<&Path> {
-        self.live.path()
+        match &self.real {
+            Some(real) => real.path(),
+            None => self.live.path(),
+        }
     }
 }
