@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 /// Entries of a sector of the L1 table.
-const L1_SECTOR: u64 = 64;
+pub(super) const L1_SECTOR: u64 = 64;
 
 /// What a flush has taken upon itself.
 #[derive(Default)]

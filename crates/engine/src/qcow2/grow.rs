@@ -4,6 +4,7 @@ use super::disk::{LetGo, Qcow2Disk, Was};
 use super::guest_write::ZEROS;
 use super::lookup::Found;
 use super::places::Section;
+use super::room;
 use crate::addr::GuestOffset;
 use crate::disk::{Disk, Unmap};
 use crate::error::{Error, ErrorKind, Result};
@@ -131,6 +132,10 @@ impl Qcow2Disk {
         let clusters = self.layout.cluster_bits.clusters(entries * 8);
         let reserved = self.reserve(&mut self.meta(), clusters)?;
         let len = clusters * self.cluster_size();
+        if let Err(error) = room::keep(&*self.storage, reserved.offset, len) {
+            self.give_back(&mut self.meta(), reserved);
+            return Err(error.into());
+        }
         self.places.write().unwrap_or_else(PoisonError::into_inner).add(
             reserved.offset,
             len,

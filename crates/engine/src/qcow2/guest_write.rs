@@ -1,8 +1,10 @@
 //! Guest writes: in place where the cluster is the image's own, and by copy-on-write where it is not.
 
 use super::disk::{LetGo, Meta, Qcow2Disk, Was};
+use super::flush::L1_SECTOR;
 use super::lookup::Found;
 use super::refcounts::Reserved;
+use super::room;
 use super::slices::{Key, Slice};
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::layout::SUBCLUSTERS;
@@ -347,10 +349,20 @@ impl Qcow2Disk {
         reserved.map_err(|error| self.damaged(error))
     }
 
-    /// The slice, in a table that is the image's own: a new one where there was none or another was shared.
+    /// The slice, in a table that is the image's own: a new one where there was none or another was shared. It can be written though the
+    /// medium is full.
     pub(super) fn own_slice(&self, meta: &mut Meta, key: Key) -> Result<Arc<Slice>> {
         let old = match self.table_of(key.0)? {
-            Some((_, true)) => return self.load_slice(key),
+            Some((table, true)) => {
+                let slice = self.load_slice(key)?;
+                // A table that is not on the disk yet has space as a whole.
+                if !slice.is_kept() && !self.l1().fresh.contains_key(&key.0) {
+                    let len = self.shape.bytes();
+                    room::keep(&*self.storage, table.saturating_add(key.1 * len), len)?;
+                    slice.set_kept();
+                }
+                return Ok(slice);
+            }
             Some((offset, false)) => Some(offset),
             None => None,
         };
@@ -360,6 +372,10 @@ impl Qcow2Disk {
             None => None,
         };
         let reserved = self.reserve(meta, 1)?;
+        if let Err(error) = self.keep_table_room(meta, key.0, reserved.offset) {
+            self.give_back(meta, reserved);
+            return Err(error);
+        }
         let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = usize::try_from(key.0)
             .ok()
@@ -375,7 +391,7 @@ impl Qcow2Disk {
         *entry = L1Entry::to_table(reserved.offset, true).0;
         l1.fresh.insert(key.0, old);
         drop(l1);
-        meta.dirty_l1.insert(key.0 / 64);
+        meta.dirty_l1.insert(key.0 / L1_SECTOR);
         self.places.write().unwrap_or_else(PoisonError::into_inner).add(
             reserved.offset,
             self.cluster_size(),
@@ -392,6 +408,26 @@ impl Qcow2Disk {
             Some(slice) => Ok(slice),
             None => self.load_slice(key),
         }
+    }
+
+    /// Keeps space for a new L2 table, and for the L1 entry that will name it.
+    fn keep_table_room(&self, meta: &Meta, index: u64, table: u64) -> Result<()> {
+        room::keep(&*self.storage, table, self.cluster_size())?;
+        let sector = index / L1_SECTOR;
+        if meta.dirty_l1.contains(&sector) {
+            return Ok(());
+        }
+        let l1 = self
+            .header
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .l1_offset;
+        let bytes = L1_SECTOR * 8;
+        Ok(room::keep(
+            &*self.storage,
+            l1.saturating_add(sector * bytes),
+            bytes,
+        )?)
     }
 
     /// Writes `part` and what has to go around it to a group's host clusters.

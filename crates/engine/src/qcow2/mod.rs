@@ -18,6 +18,7 @@ mod lookup;
 pub mod metadata;
 mod places;
 mod refcounts;
+mod room;
 mod slices;
 mod zero;
 

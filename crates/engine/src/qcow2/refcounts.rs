@@ -4,6 +4,7 @@
 //! way, so that what is written in the same order lies in the same order.
 
 use super::places::{Places, Section, be64s};
+use super::room;
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::limits;
 use catena_format::qcow2::{ClusterBits, Header, RefcountWidth, refcount};
@@ -24,6 +25,8 @@ struct Block {
     bytes: Vec<u8>,
     /// The pieces that have changed.
     changed: Range<usize>,
+    /// What of it is known to have space on the medium.
+    kept: Range<usize>,
     /// A flush is writing what it was; the disk may hold something older.
     writing: bool,
     used: bool,
@@ -212,16 +215,17 @@ impl Refcounts {
         let (per_block, width) = (self.per_block(), self.width);
         let number = cluster / per_block;
         let first = cluster % per_block;
+        let last = first.saturating_add(count.max(1)) - 1;
+        let (from, to) = (piece_of(width, first), piece_of(width, last) + PIECE);
+        self.keep_room(number, from..to)?;
         let Some(block) = self.block(number)? else {
             return Err(Error::new(ErrorKind::Corrupt, "a refcount has no block"));
         };
-        let last = first.saturating_add(count.max(1)) - 1;
         for index in first..=last {
             if width.set(&mut block.bytes, index, value).is_none() {
                 return Err(Error::new(ErrorKind::TooLarge, "refcount overflow"));
             }
         }
-        let (from, to) = (piece_of(width, first), piece_of(width, last) + PIECE);
         block.changed = if block.changed.is_empty() {
             from..to
         } else {
@@ -229,6 +233,44 @@ impl Refcounts {
         };
         self.dirty_blocks.insert(number);
         Ok(())
+    }
+
+    /// Keeps space for pieces of a block that are about to change.
+    fn keep_room(&mut self, number: u64, pieces: Range<usize>) -> Result<()> {
+        const PAGE: usize = room::PAGE as usize;
+        let Some(block) = self.block(number)? else {
+            return Ok(());
+        };
+        let kept = block.kept.clone();
+        if kept.start <= pieces.start && pieces.end <= kept.end {
+            return Ok(());
+        }
+        let (start, end) = (
+            pieces.start / PAGE * PAGE,
+            pieces.end.next_multiple_of(PAGE).min(block.bytes.len()),
+        );
+        let offset = self.entry(number).saturating_add(start as u64);
+        room::keep(&*self.storage, offset, end.saturating_sub(start) as u64)?;
+        if let Some(block) = self.blocks.get_mut(&number) {
+            let goes_on = start <= kept.end && kept.start <= end;
+            block.kept = match goes_on {
+                true => start.min(kept.start)..end.max(kept.end),
+                false => start..end,
+            };
+        }
+        Ok(())
+    }
+
+    /// Keeps space for an entry of the table.
+    fn keep_room_in_table(&self, number: u64) -> Result<()> {
+        let end = u64::from(self.place.clusters) << self.cluster_bits.get();
+        let start = (number * 8).min(end) / room::PAGE * room::PAGE;
+        let len = room::PAGE.min(end - start);
+        Ok(room::keep(
+            &*self.storage,
+            self.place.offset.saturating_add(start),
+            len,
+        )?)
     }
 
     /// The first run of that many free clusters from where free ones are looked for.
@@ -353,14 +395,28 @@ impl Refcounts {
         let number = if self.entry(own) == 0 { own } else { number };
         self.grow_table_for(number, places)?;
         let offset = home << self.cluster_bits.get();
-        if let Err(error) = places.check(offset, self.cluster_bits.size(), None) {
+        let size = self.cluster_bits.size();
+        let counts_itself = number == own;
+        let ready = places
+            .check(offset, size, None)
+            .and_then(|()| self.keep_room_in_table(number))
+            .and_then(|()| Ok(room::keep(&*self.storage, offset, size)?))
+            .and_then(|()| match counts_itself {
+                true => Ok(()),
+                false => self.set(home, 1),
+            });
+        if let Err(error) = ready {
             self.free = before;
             return Err(error);
         }
         self.put_block(number, offset, places);
-        self.set(home, 1)
+        match counts_itself {
+            true => self.set(home, 1),
+            false => Ok(()),
+        }
     }
 
+    /// Adds a block at a place that has space on the medium.
     fn put_block(&mut self, number: u64, offset: u64, places: &mut Places) {
         let Some(entry) = usize::try_from(number)
             .ok()
@@ -373,6 +429,7 @@ impl Refcounts {
         let mut block = Block::new(vec![0; usize::try_from(size).unwrap_or_default()]);
         // The whole of it is written, whatever the place held before.
         block.changed = 0..block.bytes.len();
+        block.kept = block.changed.clone();
         self.make_room();
         self.blocks.insert(number, block);
         self.dirty_blocks.insert(number);
@@ -424,6 +481,7 @@ impl Refcounts {
             ));
         }
         places.check(start * size, (clusters + blocks) * size, None)?;
+        room::keep(&*self.storage, start * size, (clusters + blocks) * size)?;
         self.table.resize(usize::try_from(entries).unwrap_or_default(), 0);
         for block in 0..blocks {
             self.put_block(base + block, (start + block) * size, places);
@@ -602,6 +660,7 @@ impl Block {
         Self {
             bytes,
             changed: 0..0,
+            kept: 0..0,
             writing: false,
             used: true,
         }

@@ -24,6 +24,8 @@ pub(crate) type Key = (u64, u64);
 pub(crate) struct Slice {
     words: RwLock<Vec<u64>>,
     used: AtomicBool,
+    /// It is known to have space on the medium.
+    kept: AtomicBool,
 }
 
 impl Slice {
@@ -31,7 +33,16 @@ impl Slice {
         Arc::new(Self {
             words: RwLock::new(words),
             used: AtomicBool::new(true),
+            kept: AtomicBool::new(false),
         })
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_kept(&self) {
+        self.kept.store(true, Ordering::Release);
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Vec<u64>> {

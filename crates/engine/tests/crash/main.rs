@@ -8,7 +8,10 @@
 
 mod cuts;
 mod faults;
+mod full;
 mod history;
 mod layouts;
 mod maintain;
+mod mending;
 mod model;
+mod threads;
