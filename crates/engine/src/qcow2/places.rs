@@ -1,13 +1,14 @@
 //! Where the metadata of an image lies, so that nothing else is written there.
 //!
 //! A damaged image may say that a guest's cluster, or a free one, is where a table is. Every write asks here first, as QEMU's overlap
-//! checks do. One entry is kept for each cluster of metadata.
+//! checks do. One entry of eight bytes is kept for each cluster of metadata: as much as the L1 table takes up for its L2 tables.
 
 use crate::bytes::StorageBytes;
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::{Bitmap, ClusterBits, Header, L1Entry, Layout, Snapshot};
 use catena_storage::Storage;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What of an image's metadata a cluster holds, in the order in which it is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,18 +64,33 @@ pub enum OverlapChecks {
     All,
 }
 
+/// Bits of an entry that are sections; the others are the cluster. A cluster of an image has a number below 2^47.
+const SECTION_BITS: u32 = 9;
+const SECTIONS: u64 = (1 << SECTION_BITS) - 1;
+/// Changes that are kept apart before they become part of the others, where there are few of these.
+const LEAST_CHANGES: usize = 256;
+
+/// The cluster of an entry, and its sections.
+fn parts(entry: u64) -> (u64, u16) {
+    (entry >> SECTION_BITS, (entry & SECTIONS) as u16)
+}
+
 /// The sections by host cluster.
 #[derive(Debug)]
 pub(crate) struct Places {
     cluster_bits: ClusterBits,
-    sections: BTreeMap<u64, u16>,
+    /// Sorted, a cluster and its sections in each.
+    settled: Vec<u64>,
+    /// What has changed of that: clusters with their sections, none where there is nothing any more.
+    changes: BTreeMap<u64, u16>,
 }
 
 impl Places {
     pub(crate) fn new(cluster_bits: ClusterBits) -> Self {
         let mut this = Self {
             cluster_bits,
-            sections: BTreeMap::new(),
+            settled: Vec::new(),
+            changes: BTreeMap::new(),
         };
         this.add(0, 1, Section::Header);
         this
@@ -125,14 +141,25 @@ impl Places {
     }
 
     fn add_tables(&mut self, layout: Layout, l1: impl Iterator<Item = u64>, section: Section) {
-        for entry in l1 {
-            if let Some(table) = L1Entry(entry).offset() {
-                self.add(table, layout.cluster_bits.size(), section);
-            }
+        // All at once: there may be millions.
+        self.settle();
+        let bits = layout.cluster_bits;
+        for table in l1.filter_map(|entry| L1Entry(entry).offset()) {
+            let clusters = self.clusters(table, bits.size());
+            let entries = clusters.map(|cluster| cluster << SECTION_BITS | u64::from(section as u16));
+            self.settled.extend(entries);
         }
+        self.settled.sort_unstable();
+        self.settled.dedup_by(|later, kept| {
+            let alike = parts(*later).0 == parts(*kept).0;
+            if alike {
+                *kept |= *later;
+            }
+            alike
+        });
     }
 
-    fn clusters(&self, offset: u64, len: u64) -> std::ops::Range<u64> {
+    fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
         let bits = self.cluster_bits.get();
         match len.checked_sub(1) {
             Some(rest) => offset >> bits..(offset.saturating_add(rest) >> bits).saturating_add(1),
@@ -143,33 +170,81 @@ impl Places {
     /// Metadata is there now.
     pub(crate) fn add(&mut self, offset: u64, len: u64, section: Section) {
         for cluster in self.clusters(offset, len) {
-            *self.sections.entry(cluster).or_default() |= section as u16;
+            self.change(cluster, |sections| sections | section as u16);
         }
     }
 
     /// It is there no longer.
     pub(crate) fn remove(&mut self, offset: u64, len: u64, section: Section) {
         for cluster in self.clusters(offset, len) {
-            if let Some(sections) = self.sections.get_mut(&cluster) {
-                *sections &= !(section as u16);
-                if *sections == 0 {
-                    self.sections.remove(&cluster);
-                }
-            }
+            self.change(cluster, |sections| sections & !(section as u16));
         }
+    }
+
+    fn change(&mut self, cluster: u64, change: impl Fn(u16) -> u16) {
+        let before = match self.changes.get(&cluster) {
+            Some(sections) => *sections,
+            None => self
+                .settled_in(cluster..cluster + 1)
+                .next()
+                .map_or(0, |(_, found)| found),
+        };
+        let now = change(before);
+        if now == before {
+            return;
+        }
+        self.changes.insert(cluster, now);
+        if self.changes.len() > LEAST_CHANGES.max(self.settled.len() / 8) {
+            self.settle();
+        }
+    }
+
+    /// Makes the changes part of the others.
+    fn settle(&mut self) {
+        let mut changes = std::mem::take(&mut self.changes).into_iter().peekable();
+        let mut merged = Vec::with_capacity(self.settled.len() + changes.len());
+        let mut put = |(cluster, sections): (u64, u16)| {
+            if sections != 0 {
+                merged.push(cluster << SECTION_BITS | u64::from(sections));
+            }
+        };
+        for (cluster, sections) in self.settled.drain(..).map(parts) {
+            while let Some(change) = changes.next_if(|(changed, _)| *changed < cluster) {
+                put(change);
+            }
+            let changed = changes.next_if(|(changed, _)| *changed == cluster);
+            put(changed.unwrap_or((cluster, sections)));
+        }
+        changes.for_each(put);
+        self.settled = merged;
+    }
+
+    /// The entries of a range of clusters, but for what has changed of them.
+    fn settled_in(&self, clusters: Range<u64>) -> impl Iterator<Item = (u64, u16)> + '_ {
+        let start = self
+            .settled
+            .partition_point(|entry| entry >> SECTION_BITS < clusters.start);
+        let from = self.settled.get(start..).unwrap_or_default();
+        from.iter()
+            .copied()
+            .map(parts)
+            .take_while(move |(cluster, _)| *cluster < clusters.end)
     }
 
     /// Whether a range may be written as the section `own`, or as guest data: an error in QEMU's words where something else is there.
     pub(crate) fn check(&self, offset: u64, len: u64, own: Option<Section>) -> Result<()> {
         let own = own.map_or(0, |section| section as u16);
-        for found in self
-            .sections
-            .range(self.clusters(offset, len))
-            .map(|(_, found)| found & !own)
+        let clusters = self.clusters(offset, len);
+        let settled = self
+            .settled_in(clusters.clone())
+            .filter(|(cluster, _)| !self.changes.contains_key(cluster))
+            .map(|(_, found)| found);
+        let changed = self.changes.range(clusters).map(|(_, found)| *found);
+        if let Some(found) = settled
+            .chain(changed)
+            .map(|found| found & !own)
+            .find(|found| *found != 0)
         {
-            if found == 0 {
-                continue;
-            }
             let section = Section::ALL
                 .into_iter()
                 .find(|section| found & *section as u16 != 0);
@@ -233,5 +308,26 @@ mod tests {
         places.remove(0x2_0000, 0x1_0001, Section::ActiveL2);
         assert!(places.check(0x2_0000, 0x2_0000, None).is_ok());
         assert!(places.check(0, 1, None).is_err());
+    }
+
+    #[test]
+    fn many_places_take_eight_bytes_each_whatever_the_order_they_come_in() {
+        let mut places = Places::new(ClusterBits::new(9).unwrap());
+        let count = 100_000u64;
+        let offset = |n: u64| (n * 7919 % count * 2 + 1) << 9;
+        for n in 0..count {
+            places.add(offset(n), 512, Section::ActiveL2);
+        }
+        assert!(places.settled.len() as u64 + places.changes.len() as u64 > count);
+        assert!(places.changes.len() <= places.settled.len() / 8);
+        assert!(places.settled.is_sorted());
+        for n in (0..count).step_by(3) {
+            places.remove(offset(n), 512, Section::ActiveL2);
+        }
+        for n in 0..count {
+            assert_eq!(places.check(offset(n), 512, None).is_ok(), n % 3 == 0);
+            assert!(places.check(offset(n) + 512, 512, None).is_ok());
+        }
+        assert_eq!(places.check(1 << 9, count << 10, None).is_ok(), count < 2);
     }
 }

@@ -5,6 +5,7 @@
 //! memory than they may, those of the last clusters are dropped and [`Counts::end`] says where: whoever counts does so
 //! again for the rest.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +34,22 @@ pub(in crate::qcow2) struct Chunk {
 /// The largest count that fits `1 << order` bits.
 pub(in crate::qcow2) fn max_of_order(order: u32) -> u64 {
     u64::MAX >> (64 - (1u32 << order.min(6)))
+}
+
+/// The lowest bit of each count of a word.
+fn ones(order: u32) -> u64 {
+    u64::MAX / max_of_order(order)
+}
+
+/// The highest bit of each count of a word.
+fn tops(order: u32) -> u64 {
+    ones(order) << ((1u32 << order.min(6)) - 1)
+}
+
+/// The highest bit of each count of a word that is not zero.
+fn tops_of_nonzero(word: u64, order: u32) -> u64 {
+    // What has its highest bit set lends nothing to its neighbour when one is taken away.
+    (word | (word | tops(order)).wrapping_sub(ones(order))) & tops(order)
 }
 
 impl Counts {
@@ -99,10 +116,7 @@ impl Counts {
             let Some(mut chunk) = self.chunk(index) else {
                 continue;
             };
-            for at in start..start + n {
-                let value = chunk.get(at);
-                chunk.set(at, value.saturating_sub(1));
-            }
+            chunk.remove(start, n);
         }
     }
 
@@ -212,6 +226,34 @@ impl Counts {
             .all(|(index, start, n)| self.chunk(index).is_some_and(|chunk| chunk.all_one(start, n)))
     }
 
+    /// Whether no cluster of a range has a count of exactly one.
+    pub fn none_one(&self, first: u64, count: u64) -> bool {
+        self.pieces(first, count)
+            .all(|(index, start, n)| self.chunk(index).is_some_and(|chunk| chunk.none_one(start, n)))
+    }
+
+    /// No count is larger than this; it may be more than the largest.
+    pub fn bound(&self) -> u64 {
+        let chunks = (0..self.chunks.len() as u64).filter_map(|index| self.chunk(index));
+        chunks
+            .filter(|chunk| !chunk.is_empty())
+            .map(|chunk| max_of_order(chunk.order))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The same counts, and zeros up to `end`, in as much memory as it takes.
+    pub fn reaching(mut self, end: u64) -> Self {
+        let chunks = end.saturating_sub(self.first).div_ceil(CHUNK);
+        let chunks = usize::try_from(chunks).unwrap_or(usize::MAX);
+        if chunks > self.chunks.len() {
+            self.chunks.resize_with(chunks, Mutex::default);
+        }
+        self.end.fetch_max(end, Ordering::Relaxed);
+        self.budget = usize::MAX;
+        self
+    }
+
     /// A chunk's counts, by the number of its first cluster; `None` past the end.
     pub fn snapshot(&self, first: u64) -> Option<Chunk> {
         let index = first.checked_sub(self.first)? / CHUNK;
@@ -302,10 +344,23 @@ impl Chunk {
             words: Vec::new(),
         };
         wide.words = vec![0; ((CHUNK << wide.order) / WORD) as usize];
-        for at in 0..CHUNK {
-            let value = self.get(at);
-            if value != 0 {
-                wide.set(at, value);
+        // A word becomes this many.
+        let becomes = 1usize << (wide.order - self.order);
+        let (per_word, all_one) = (self.per_word(), ones(self.order));
+        for (number, word) in self.words.iter().enumerate().filter(|(_, word)| **word != 0) {
+            if *word == all_one {
+                let first = number * becomes;
+                if let Some(words) = wide.words.get_mut(first..first + becomes) {
+                    words.fill(ones(wide.order));
+                }
+                continue;
+            }
+            let first = number as u64 * per_word;
+            for at in first..first + per_word {
+                let value = self.get(at);
+                if value != 0 {
+                    wide.set(at, value);
+                }
             }
         }
         *self = wide;
@@ -316,18 +371,19 @@ impl Chunk {
         let end = start + count;
         let mut at = start;
         while at < end {
-            if self.order == 0 {
-                let n = (WORD - at % WORD).min(end - at);
-                let mask = (u64::MAX >> (WORD - n)) << (at % WORD);
-                if let Some(word) = usize::try_from(at / WORD)
+            // A whole word at once, where none of its counts can overflow.
+            let (order, per_word) = (self.order, self.per_word());
+            let n = (per_word - at % per_word).min(end - at);
+            let mask = self.mask(at, n);
+            if max >= max_of_order(order)
+                && let Some(word) = usize::try_from(at / per_word)
                     .ok()
                     .and_then(|word| self.words.get_mut(word))
-                    && *word & mask == 0
-                {
-                    *word |= mask;
-                    at += n;
-                    continue;
-                }
+                && *word & mask & tops(order) == 0
+            {
+                *word += ones(order) & mask;
+                at += n;
+                continue;
             }
             let value = self.get(at);
             if value >= max {
@@ -339,46 +395,95 @@ impl Chunk {
         }
     }
 
-    fn all_one(&self, start: u64, count: u64) -> bool {
-        let end = start + count;
+    /// Takes back one of each count of a range that is not zero.
+    fn remove(&mut self, start: u64, count: u64) {
+        let (order, per_word, end) = (self.order, self.per_word(), start + count);
+        let mut at = start;
+        while at < end && !self.words.is_empty() {
+            let n = (per_word - at % per_word).min(end - at);
+            let mask = self.mask(at, n);
+            if let Some(word) = usize::try_from(at / per_word)
+                .ok()
+                .and_then(|word| self.words.get_mut(word))
+            {
+                // One for each count that is not zero, at its lowest bit.
+                let nonzero = tops_of_nonzero(*word, order) >> ((1u32 << order) - 1);
+                *word -= nonzero & mask;
+            }
+            at += n;
+        }
+    }
+
+    /// The bits of `n` counts of one word, from `at` on.
+    fn mask(&self, at: u64, n: u64) -> u64 {
+        let bits = (n << self.order).min(WORD);
+        (u64::MAX >> (WORD - bits)) << ((at % self.per_word()) << self.order)
+    }
+
+    /// Whether `holds` of each word of a range, masked, and the mask.
+    fn all_words(&self, start: u64, count: u64, holds: impl Fn(u64, u64) -> bool) -> bool {
+        let (per_word, end) = (self.per_word(), start + count);
         let mut at = start;
         while at < end {
-            if self.order == 0 {
-                let n = (WORD - at % WORD).min(end - at);
-                let mask = (u64::MAX >> (WORD - n)) << (at % WORD);
-                let word = usize::try_from(at / WORD)
-                    .ok()
-                    .and_then(|word| self.words.get(word));
-                if word.is_none_or(|word| word & mask != mask) {
-                    return false;
-                }
-                at += n;
-            } else {
-                if self.get(at) != 1 {
-                    return false;
-                }
-                at += 1;
+            let n = (per_word - at % per_word).min(end - at);
+            let mask = self.mask(at, n);
+            if !holds(self.word(at) & mask, mask) {
+                return false;
             }
+            at += n;
         }
         true
     }
 
+    fn all_one(&self, start: u64, count: u64) -> bool {
+        let ones = ones(self.order);
+        self.all_words(start, count, |word, mask| word == ones & mask)
+    }
+
+    fn none_one(&self, start: u64, count: u64) -> bool {
+        let (order, ones) = (self.order, ones(self.order));
+        self.all_words(start, count, |word, mask| {
+            tops_of_nonzero((word ^ ones) & mask, order) == tops(order) & mask
+        })
+    }
+
     /// Where two chunks differ, and by what: position, own count, the other's.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (u64, u64, u64)> + 'a {
-        let same = self.order == other.order && self.words == other.words;
-        let positions = if same { 0..0 } else { 0..CHUNK };
-        positions
-            .map(|at| (at, self.get(at), other.get(at)))
+        let alike = self.order == other.order;
+        let step = if alike { self.per_word() } else { CHUNK };
+        (0..CHUNK / step)
+            .filter(move |n| !alike || self.word(n * step) != other.word(n * step))
+            .flat_map(move |n| n * step..(n + 1) * step)
+            .map(move |at| (at, self.get(at), other.get(at)))
             .filter(|(_, own, theirs)| own != theirs)
+    }
+
+    /// Runs of positions that have a count here and none in `now`.
+    pub fn lost<'a>(&'a self, now: &'a Self) -> impl Iterator<Item = Range<u64>> + 'a {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            loop {
+                at = self.nonzero_from(at, CHUNK);
+                let zero = now.zero_from(at, CHUNK)?;
+                if zero > at {
+                    at = zero;
+                    continue;
+                }
+                let end = now.nonzero_from(at, self.zero_from(at, CHUNK).unwrap_or(CHUNK));
+                let run = at..end;
+                at = end;
+                return Some(run);
+            }
+        })
     }
 
     /// Position of the first zero in `from..end`.
     fn zero_from(&self, from: u64, end: u64) -> Option<u64> {
         let mut at = from;
         while at < end {
-            let word = self.word(at);
-            if self.order == 0 && word == u64::MAX {
-                at = (at / WORD + 1) * WORD;
+            let (per_word, word) = (self.per_word(), self.word(at));
+            if tops_of_nonzero(word, self.order) == tops(self.order) {
+                at = (at / per_word + 1) * per_word;
             } else if self.get(at) == 0 {
                 return Some(at);
             } else {
@@ -461,6 +566,45 @@ mod tests {
         assert!(!counts.all_one(152, 2));
         assert_eq!(counts.snapshot(10).unwrap().last_before(CHUNK), Some(CHUNK - 1));
         assert_eq!(counts.snapshot(10).unwrap().last_before(90), None);
+    }
+
+    #[test]
+    fn whole_words_are_counted_as_one_by_one() {
+        let dice = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        for most in [1, 3, 15, 255, 65_535, u64::MAX] {
+            let counts = Counts::new(0, 2000, most, usize::MAX);
+            let mut model = vec![0u64; 2000];
+            for step in 0..400 {
+                let (first, n) = (dice(step) % 1900, dice(step + 1000) % 100 + 1);
+                let range = usize::try_from(first).unwrap()..usize::try_from(first + n).unwrap();
+                if step % 7 == 3 {
+                    model[range.start] = dice(step) & most;
+                    counts.set_all(first, &[dice(step) & most]);
+                } else if step % 3 == 0 {
+                    model[range]
+                        .iter_mut()
+                        .for_each(|count| *count = count.saturating_sub(1));
+                    counts.remove(first, n);
+                } else {
+                    model[range]
+                        .iter_mut()
+                        .for_each(|count| *count = count.saturating_add(1).min(most));
+                    counts.add(first, n, |_| ());
+                }
+                let (first, n) = (dice(step + 2000) % 1900, dice(step + 3000) % 100 + 1);
+                let part = &model[usize::try_from(first).unwrap()..usize::try_from(first + n).unwrap()];
+                assert_eq!(counts.all_one(first, n), part.iter().all(|count| *count == 1));
+                assert_eq!(counts.none_one(first, n), part.iter().all(|count| *count != 1));
+            }
+            assert!((0u64..).zip(&model).all(|(at, count)| counts.get(at) == *count));
+            assert!(counts.bound() >= *model.iter().max().unwrap());
+            let empty = Counts::new(0, 2000, most, usize::MAX).reaching(3000);
+            let (before, now) = (counts.snapshot(0).unwrap(), empty.snapshot(0).unwrap());
+            let lost: u64 = before.lost(&now).map(|run| run.end - run.start).sum();
+            assert_eq!(lost, model.iter().filter(|count| **count > 0).count() as u64);
+            assert_eq!(before.differences(&now).count() as u64, lost);
+            assert_eq!(before.lost(&before).count(), 0);
+        }
     }
 
     #[test]

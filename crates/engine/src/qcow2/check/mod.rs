@@ -242,6 +242,24 @@ pub(in crate::qcow2) fn examine(
     roots: &Roots,
     options: &CheckOptions<'_>,
 ) -> Result<State> {
+    Ok(examine_counting(storage, roots, options)?.0)
+}
+
+/// What a check has counted of all clusters.
+#[derive(Debug)]
+pub(in crate::qcow2) struct Counted {
+    /// The refcounts on disk.
+    pub refcounts: Refcounts,
+    /// The references to each cluster.
+    pub counts: Counts,
+}
+
+/// As [`examine`], and keeps what was counted, where one pass was enough.
+pub(in crate::qcow2) fn examine_counting(
+    storage: &dyn Storage,
+    roots: &Roots,
+    options: &CheckOptions<'_>,
+) -> Result<(State, Option<Counted>)> {
     let header = &roots.header;
     let file_len = storage.len()?;
     let all = clusters_of(header, file_len)?;
@@ -264,20 +282,29 @@ pub(in crate::qcow2) fn examine(
     let table = refcounts::read_table(storage, header)?;
     let mut first = 0;
     let mut end = all.min(PASS_CLUSTERS);
+    let mut kept = None;
     while first < all {
         // A pass that ran out of memory is done again for fewer clusters; what it found does not count.
         let room = Room::new(options.findings.saturating_sub(state.kept()));
         let range = Range { first, end, all };
         match pass(storage, roots, &table, range, file_len, &room, options)? {
-            Ok((pass, reached)) => {
-                state.append(pass, first == 0);
-                first = reached;
+            Ok(pass) => {
+                state.append(pass.state, first == 0);
+                kept = (first == 0 && pass.end == all).then_some(pass.counted);
+                first = pass.end;
                 end = all.min(first.saturating_add(PASS_CLUSTERS));
             }
             Err(less) => end = less,
         }
     }
-    Ok(state)
+    Ok((state, kept))
+}
+
+/// What a pass found, what it counted, and where it stopped.
+struct Pass {
+    state: State,
+    counted: Counted,
+    end: u64,
 }
 
 /// The clusters of a pass, and how many there are in all.
@@ -288,7 +315,7 @@ struct Range {
     all: u64,
 }
 
-/// One pass: what it found and where it stopped, or up to where a pass would not need too much memory.
+/// One pass, or up to where one would not need too much memory.
 fn pass(
     storage: &dyn Storage,
     roots: &Roots,
@@ -297,7 +324,7 @@ fn pass(
     file_len: u64,
     room: &Room,
     options: &CheckOptions<'_>,
-) -> Result<Result<(State, u64), u64>> {
+) -> Result<Result<Pass, u64>> {
     let header = &roots.header;
     let (budget, threads) = (options.memory / 3, options.threads.max(1));
     let Range { first, end, all } = range;
@@ -331,5 +358,9 @@ fn pass(
     state.walked = walked.found;
     state.copied = walked.copied;
     state.mapped = walked.mapped;
-    Ok(Ok((state, end)))
+    Ok(Ok(Pass {
+        state,
+        counted: Counted { refcounts, counts },
+        end,
+    }))
 }

@@ -306,8 +306,10 @@ impl<'w, 'a> Tally<'w, 'a> {
         let held = self.walk.refcounts.map(|refcounts| &refcounts.counts);
         let sound = if self.shape.data_file {
             is_copied
+        } else if is_copied {
+            held.is_some_and(|counts| counts.all_one(first, run.clusters))
         } else {
-            is_copied && held.is_some_and(|counts| counts.all_one(first, run.clusters))
+            held.is_some_and(|counts| counts.none_one(first, run.clusters))
         };
         if !sound {
             self.copied(run.entry, run.clusters);

@@ -81,7 +81,7 @@ pub fn amend(storage: &dyn Storage, amend: &Amend, options: &CheckOptions<'_>) -
         downgrade(&mut beside, &mut roots)?;
         let l1 = tables::read_l1(storage, roots.header.l1_offset, roots.header.l1_entries)?;
         let shape = Shape::of(&roots.header);
-        let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, l1)?;
+        let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, l1, None)?;
         return beside.commit(roots, &counts);
     }
     let counts = count(&beside, &roots)?;

@@ -10,7 +10,7 @@ use crate::qcow2::check::counts::{CHUNK, Counts, max_of_order};
 use crate::qcow2::check::refcounts::{self, Refcounts};
 use crate::qcow2::check::roots::{Endless, Roots};
 use crate::qcow2::check::walk::Walk;
-use crate::qcow2::check::{self, CheckOptions, Found, Room, Watch};
+use crate::qcow2::check::{self, CheckOptions, Counted, Found, Room, Watch};
 use catena_format::limits;
 use catena_format::qcow2::{Autoclear, Header, Incompatible, SnapshotRecord, rewrite};
 use catena_storage::Storage;
@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Ranges that are given back to the file system; what is more stays allocated there, though free in the image.
 const MOST_PUNCHED: usize = 1 << 20;
+/// What is smaller stays allocated, too: the file system would keep more books on it than it is worth.
+const LEAST_PUNCHED: u64 = 64 << 10;
 /// Refcount blocks that are encoded and written at once, in bytes.
 const WRITE_BYTES: u64 = 4 << 20;
 
@@ -37,6 +39,7 @@ pub(in crate::qcow2) struct Beside<'a> {
     /// Its roots as they are on disk.
     pub old: Roots,
     space: Space,
+    counted: Option<Counts>,
     threads: usize,
     watch: Watch<'a>,
 }
@@ -51,7 +54,8 @@ impl<'a> Beside<'a> {
                 Error::new(ErrorKind::Corrupt, "the image is marked corrupt").with_hint("repair it first")
             );
         }
-        let report = check::examine(storage, &roots, options)?.into_report(found);
+        let (state, counted) = check::examine_counting(storage, &roots, options)?;
+        let report = state.into_report(found);
         if !report.is_sound() {
             let fault = report.findings.first().map(ToString::to_string);
             return Err(Error::new(
@@ -60,7 +64,28 @@ impl<'a> Beside<'a> {
             )
             .with_hint("repair it first"));
         }
-        Self::of(storage, roots, options, true)
+        let Some(Counted { refcounts, counts }) = counted else {
+            return Self::of(storage, roots, options, true);
+        };
+        let all = check::clusters_of(&roots.header, storage.len()?)?;
+        let used = used(&refcounts, all);
+        let counts = counts.reaching(used.end());
+        let bits = roots.header.cluster_bits;
+        counts.remove(
+            roots.header.refcount_table_offset >> bits.get(),
+            roots.header.refcount_table_clusters.into(),
+        );
+        for block in refcounts.table.iter().filter(|entry| **entry != 0) {
+            counts.remove(block >> bits.get(), 1);
+        }
+        Ok(Self {
+            storage,
+            space: Space::new(used, bits, all),
+            old: roots,
+            counted: Some(counts),
+            threads: options.threads.max(1),
+            watch: options.watch,
+        })
     }
 
     /// Begins a change of an image that was checked. Where its refcounts are not `sound`, clusters are free only if nothing
@@ -71,15 +96,8 @@ impl<'a> Beside<'a> {
         let all = check::clusters_of(header, file_len)?;
         let threads = options.threads.max(1);
         let table = refcounts::read_table(storage, header)?;
-        // What is free past the end of the file is used, too, when it is given out.
-        let grown = all.saturating_mul(2).saturating_add(64 * CHUNK);
         let on_disk = Refcounts::read(storage, header, table, (0, all, all), usize::MAX, threads)?;
-        let used = Counts::new(0, grown, 1, usize::MAX);
-        for start in on_disk.counts.chunk_starts() {
-            if let Some(chunk) = on_disk.counts.snapshot(start) {
-                used.mark(start, &chunk);
-            }
-        }
+        let used = used(&on_disk, all);
         if !sound {
             let room = Room::new(0);
             let mut walk = Walk::new(storage, file_len, &old, &used, &room, threads);
@@ -95,6 +113,7 @@ impl<'a> Beside<'a> {
             storage,
             old,
             space,
+            counted: None,
             threads,
             watch: options.watch,
         })
@@ -165,6 +184,25 @@ impl<'a> Beside<'a> {
         Ok(())
     }
 
+    /// The references of the image as it is, but for its refcount structures: to be made those of what is to become the image.
+    pub fn counted(&mut self) -> Result<Counts> {
+        match self.counted.take() {
+            Some(counts) => Ok(counts),
+            None => self.count(&self.old),
+        }
+    }
+
+    /// Counts a table's clusters, or takes them back. What cannot be counted any more is [`too_narrow`].
+    pub fn recount(&self, counts: &Counts, offset: u64, len: u64, more: bool) {
+        let bits = self.old.header.cluster_bits;
+        let clusters = bits.clusters(bits.offset_in_cluster(offset).saturating_add(len));
+        match more {
+            _ if len == 0 => {}
+            true => counts.add(offset >> bits.get(), clusters, |_| ()),
+            false => counts.remove(offset >> bits.get(), clusters),
+        }
+    }
+
     /// Counts the references of what is to become the image, but for its refcount structures.
     ///
     /// # Errors
@@ -172,13 +210,7 @@ impl<'a> Beside<'a> {
     pub fn count(&self, roots: &Roots) -> Result<Counts> {
         let (counts, found) = self.count_leniently(roots)?;
         if found.totals.corruptions > 0 {
-            return Err(Error::new(
-                ErrorKind::TooLarge,
-                format!(
-                    "refcounts of {} bits cannot count so many references",
-                    1u32 << roots.header.refcount_order
-                ),
-            ));
+            return Err(too_narrow(&roots.header));
         }
         Ok(counts)
     }
@@ -326,15 +358,13 @@ impl<'a> Beside<'a> {
             if let Some(at) = now.last_before(CHUNK) {
                 last = start + at + 1;
             }
-            for (at, is_used, references) in before.differences(&now) {
-                if is_used == 0 || references != 0 {
-                    continue;
-                }
-                let follows = |(first, count): &&mut (u64, u64)| *first + *count == start + at;
+            for run in before.lost(&now) {
+                let (first, length) = (start + run.start, run.end - run.start);
+                let follows = |(last, count): &&mut (u64, u64)| *last + *count == first;
                 if let Some((_, count)) = freed.last_mut().filter(follows) {
-                    *count += 1;
+                    *count += length;
                 } else if freed.len() < MOST_PUNCHED {
-                    freed.push((start + at, 1));
+                    freed.push((first, length));
                 }
             }
         }
@@ -342,7 +372,7 @@ impl<'a> Beside<'a> {
         for (first, count) in freed {
             let (from, to) = (first << bits.get(), (first + count) << bits.get());
             let to = to.min(end).min(file_len);
-            if from < to {
+            if from < to && to - from >= LEAST_PUNCHED {
                 // That the space is not given back is no reason to fail: it is free in the image.
                 let _ = self.storage.punch_hole(from, to - from);
             }
@@ -352,6 +382,29 @@ impl<'a> Beside<'a> {
         }
         Ok(())
     }
+}
+
+/// One for each cluster that has a refcount. What is free past the end of the file is used, too, when it is given out.
+fn used(on_disk: &Refcounts, all: u64) -> Counts {
+    let grown = all.saturating_mul(2).saturating_add(64 * CHUNK);
+    let used = Counts::new(0, grown, 1, usize::MAX);
+    for start in on_disk.counts.chunk_starts() {
+        if let Some(chunk) = on_disk.counts.snapshot(start) {
+            used.mark(start, &chunk);
+        }
+    }
+    used
+}
+
+/// There are more references to a cluster than refcounts can count.
+pub(super) fn too_narrow(header: &Header) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!(
+            "refcounts of {} bits cannot count so many references",
+            1u32 << header.refcount_order
+        ),
+    )
 }
 
 fn in_use(counts: &Counts, first: u64, count: u64) -> bool {

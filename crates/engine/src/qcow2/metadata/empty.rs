@@ -28,7 +28,7 @@ fn clear(storage: &dyn Storage, options: &CheckOptions<'_>) -> Result<bool> {
     let shape = Shape::of(&roots.header);
     let entries = usize::try_from(roots.header.l1_entries).unwrap_or_default();
     let alone = roots.snapshots.is_empty() && roots.bitmaps.is_empty();
-    let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, vec![0; entries])?;
+    let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, vec![0; entries], None)?;
     beside.commit(roots, &counts)?;
     Ok(alone)
 }

@@ -51,6 +51,6 @@ pub fn shrink(storage: &dyn Storage, virtual_size: u64, options: &CheckOptions<'
         })?;
     }
     roots.header.virtual_size = virtual_size;
-    let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, l1)?;
+    let (roots, counts) = snapshot::activate(&mut beside, &mut roots, shape, l1, None)?;
     beside.commit(roots, &counts)
 }

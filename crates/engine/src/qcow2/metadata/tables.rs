@@ -1,6 +1,6 @@
 //! L2 tables, rewritten to other places.
 
-use super::beside::{Beside, in_parallel};
+use super::beside::{Beside, in_parallel, too_narrow};
 use super::space::Run;
 use crate::error::Result;
 use crate::qcow2::check::counts::Counts;
@@ -10,7 +10,7 @@ use crate::qcow2::check::table::{Kind, Shape};
 use crate::qcow2::check::walk::{COPIED, OFFSET_MASK};
 use catena_storage::Storage;
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of tables that are in memory at once.
@@ -129,24 +129,119 @@ pub(super) fn clear_copied(shape: Shape, table: &mut [u8]) -> bool {
 
 /// Sets the flags of a table as the counts have it; whether any was wrong.
 pub(super) fn settle_copied(shape: Shape, counts: &Counts, table: &mut [u8]) -> bool {
-    let bits = shape.layout.cluster_bits.get();
+    let bits = shape.layout.cluster_bits;
     let step = usize::try_from(shape.layout.l2_entry_size()).unwrap_or(8);
     let mut changed = false;
-    for raw in table.chunks_exact_mut(step) {
-        let Some(raw) = raw.first_chunk_mut::<8>() else {
-            continue;
-        };
-        let entry = u64::from_be_bytes(*raw);
+    let mut entries = table.chunks_exact_mut(step).peekable();
+    let mut run: Vec<&mut [u8]> = Vec::new();
+    while let Some(raw) = entries.next() {
+        let entry = entry_of(raw);
         if shape.kind(entry) != Kind::Allocated {
             continue;
         }
-        let alone = shape.data_file || counts.get((entry & OFFSET_MASK) >> bits) == 1;
-        if alone != (entry & COPIED != 0) {
-            *raw = (entry ^ COPIED).to_be_bytes();
-            changed = true;
+        run.push(raw);
+        let mut next = entry.wrapping_add(bits.size());
+        while let Some(raw) = entries.next_if(|raw| entry_of(raw) == next) {
+            run.push(raw);
+            next = next.wrapping_add(bits.size());
+        }
+        let (first, count) = ((entry & OFFSET_MASK) >> bits.get(), run.len() as u64);
+        let held = counts.holds(first) && counts.holds(first + count - 1);
+        // What all of them are, where they are alike.
+        let alike = if shape.data_file || held && counts.all_one(first, count) {
+            Some(true)
+        } else {
+            (held && counts.none_one(first, count)).then_some(false)
+        };
+        for (cluster, raw) in (first..).zip(run.drain(..)) {
+            let alone = alike.unwrap_or_else(|| counts.get(cluster) == 1);
+            if alone != (entry & COPIED != 0)
+                && let Some(first) = raw.first_mut()
+            {
+                *first ^= 0x80;
+                changed = true;
+            }
         }
     }
     changed
+}
+
+fn entry_of(raw: &[u8]) -> u64 {
+    raw.first_chunk().map_or(0, |raw| u64::from_be_bytes(*raw))
+}
+
+/// Counts the tables at these places and what they refer to, or takes that back.
+pub(super) fn recount(
+    beside: &Beside<'_>,
+    shape: Shape,
+    tables: &[u64],
+    counts: &Counts,
+    more: bool,
+) -> Result<()> {
+    let bits = shape.layout.cluster_bits;
+    let (next, narrow) = (AtomicUsize::new(0), AtomicBool::new(false));
+    in_parallel(beside.threads(), || {
+        let mut table = vec![0; usize::try_from(bits.size()).unwrap_or_default()];
+        let tell = |first, count| {
+            if more {
+                counts.add(first, count, |_| narrow.store(true, Ordering::Relaxed));
+            } else {
+                counts.remove(first, count);
+            }
+        };
+        while let Some(offset) = tables.get(next.fetch_add(1, Ordering::Relaxed)) {
+            Endless(beside.storage).fill(&mut table, *offset)?;
+            references(shape, &table, tell);
+            tell(offset >> bits.get(), 1);
+        }
+        Ok(())
+    })?;
+    if narrow.into_inner() {
+        return Err(too_narrow(&beside.old.header));
+    }
+    Ok(())
+}
+
+/// The tables that one L1 table refers to more often than another one does, as often as that is.
+pub(super) fn missing(l1: &[u64], other: &[u64]) -> Vec<u64> {
+    let [tables, other] = [l1, other].map(|l1| {
+        let mut tables: Vec<u64> = l1.iter().map(|entry| entry & OFFSET_MASK).collect();
+        tables.retain(|table| *table != 0);
+        tables.sort_unstable();
+        tables
+    });
+    let mut other = other.into_iter().peekable();
+    let is_missing = |table: &u64| {
+        while other.next_if(|there| there < table).is_some() {}
+        other.next_if_eq(table).is_none()
+    };
+    tables.into_iter().filter(is_missing).collect()
+}
+
+/// Tells of the clusters that a table refers to, in runs: the first, and how many.
+pub(super) fn references(shape: Shape, table: &[u8], mut tell: impl FnMut(u64, u64)) {
+    let bits = shape.layout.cluster_bits;
+    let step = usize::try_from(shape.layout.l2_entry_size()).unwrap_or(8);
+    let (mut first, mut count) = (0, 0);
+    for entry in table.chunks_exact(step).map(entry_of) {
+        let (offset, len) = match shape.kind(entry) {
+            Kind::Allocated if !shape.data_file => (entry & OFFSET_MASK, bits.size()),
+            Kind::Compressed => shape.compressed(entry),
+            _ => continue,
+        };
+        let start = offset >> bits.get();
+        let clusters = bits.clusters(bits.offset_in_cluster(offset).saturating_add(len));
+        if start != first + count {
+            if count > 0 {
+                tell(first, count);
+            }
+            (first, count) = (start, 0);
+        }
+        count += clusters;
+    }
+    if count > 0 {
+        tell(first, count);
+    }
 }
 
 /// Gives every flag of the active disk's tables the value it must have. Tables that change are written anew and counted
