@@ -3,14 +3,94 @@
 
 mod damage;
 
-use catena_engine::qcow2::{CheckOptions, Finding, FindingKind, Repair, check, repair};
+use catena_engine::Qcow2Disk;
+use catena_engine::qcow2::metadata::snapshot::{self, NewSnapshot};
+use catena_engine::qcow2::metadata::{Amend, amend};
+use catena_engine::qcow2::{CheckOptions, Finding, FindingKind, Repair, check, repair, shrink};
+use catena_format::qcow2::Header;
 use catena_storage::{LocalFile, OpenOptions};
-use catena_testkit::images::{self, Op};
+use catena_testkit::Folder;
+use catena_testkit::images::{self, Features, Op};
 use damage::{damage, damages, features, first_difference, lines, numbers, qemu_check};
 use proptest::prelude::*;
+use std::sync::Arc;
+
+#[test]
+fn a_snapshot_without_a_usable_table_is_told_of_and_left_alone() {
+    let folder = Folder::new();
+    folder.img("create -q -f qcow2 image.qcow2 1M");
+    folder.io("qcow2", "image.qcow2", &["write -P 1 0 256k"]);
+    folder.img("snapshot -c one image.qcow2");
+    folder.io("qcow2", "image.qcow2", &["write -P 2 0 128k"]);
+    let image = folder.file("image.qcow2");
+    let whole = std::fs::read(&image).unwrap();
+    let table = usize::try_from(Header::read(&whole).unwrap().snapshots_offset).unwrap();
+    let offset = u64::from_be_bytes(whole[table..table + 8].try_into().unwrap());
+    let options = CheckOptions::default();
+    for (at, change) in [
+        (table, (offset | 0x200).to_be_bytes()),
+        (table, (1u64 << 40).to_be_bytes()),
+        (table + 8, [0x7f, 0xff, 0xff, 0xff, 0, 1, 0, 3]),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[at..at + 8].copy_from_slice(&change);
+        std::fs::write(&image, &bytes).unwrap();
+        let open = || Arc::new(LocalFile::open(&image, &OpenOptions::new().write(true)).unwrap());
+        let report = check(&*open(), &options).unwrap();
+        let (_, said) = qemu_check(&image, &[]).unwrap();
+        assert_eq!(first_difference(&lines(&report), &said), None);
+        assert!(report.totals.corruptions > 0);
+        let change = Amend {
+            refcount_order: Some(6),
+            ..Amend::default()
+        };
+        assert!(snapshot::create(&*open(), &NewSnapshot::default(), &options).is_err());
+        assert!(snapshot::apply(&*open(), 0, &options).is_err());
+        assert!(snapshot::delete(&*open(), 0, &options).is_err());
+        assert!(amend(&*open(), &change, &options).is_err());
+        assert!(shrink(&*open(), 1 << 19, &options).is_err());
+        assert!(
+            std::fs::read(&image).unwrap() == bytes,
+            "a refusal changes nothing"
+        );
+        repair(&*open(), Repair::All, &options).unwrap();
+        let mended = std::fs::read(&image).unwrap();
+        let header = Header::read(&mended).unwrap();
+        let kept = usize::try_from(header.snapshots_offset).unwrap();
+        assert_eq!(header.snapshot_count, 1);
+        assert_eq!(mended[kept..kept + 40], bytes[table..table + 40]);
+        // What the snapshot holds may be found again by whoever knows better than its entry.
+        let offset = usize::try_from(offset).unwrap();
+        assert_eq!(mended[offset..offset + 16], whole[offset..offset + 16]);
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: std::env::var("CASES").map_or(48, |n| n.parse().unwrap()), failure_persistence: None, max_shrink_iters: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_dirty_image_is_mended_whole_when_it_is_opened_or_refused_as_it_is(
+        spec in images::images(Features { data_files: false, ..features() }),
+        changes in damages(4),
+    ) {
+        let dir = catena_testkit::scratch().unwrap();
+        let built = spec.build(dir.path()).unwrap();
+        let mut bytes = std::fs::read(&built.top).unwrap();
+        prop_assume!(bytes.len() < 16 << 20 && bytes[7] == 3);
+        damage(&mut bytes, &changes);
+        // The last byte of the incompatible features: dirty.
+        bytes[79] |= 1;
+        std::fs::write(&built.top, &bytes).unwrap();
+        let open = || Arc::new(LocalFile::open(&built.top, &OpenOptions::new().write(true)).unwrap());
+        match Qcow2Disk::open(open(), None, None) {
+            Ok(disk) => {
+                disk.close().unwrap();
+                let report = check(&*open(), &CheckOptions::default()).unwrap();
+                prop_assert_eq!((report.totals.corruptions, report.totals.check_errors), (0, 0));
+            }
+            Err(_) => prop_assert!(std::fs::read(&built.top).unwrap() == bytes),
+        }
+    }
 
     #[test]
     fn mends_what_qemu_mends_and_says_so_in_its_words(

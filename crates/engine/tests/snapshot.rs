@@ -4,11 +4,11 @@
 use catena_engine::qcow2::metadata::snapshot::{self, NewSnapshot};
 use catena_engine::qcow2::metadata::{Amend, amend};
 use catena_engine::qcow2::{CheckOptions, FindingKind, Qcow2, Repair, check, repair, shrink};
-use catena_engine::{Disk, GuestOffset, Image, Stack};
+use catena_engine::{Disk, ErrorKind, GuestOffset, Image, Stack};
 use catena_storage::{LocalFile, OpenOptions, Storage};
 use catena_testkit::images::{self, Features};
-use catena_testkit::qemu;
 use catena_testkit::storage::{Content, Log};
+use catena_testkit::{Folder, qemu};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -283,5 +283,35 @@ fn a_repair_that_is_cut_off_leaves_nothing_worse() {
             assert!(now.totals.leaks <= found.totals.leaks, "{:?}", cut.way);
             assert!(views(&storage) == before, "{:?}", cut.way);
         }
+    }
+}
+
+#[test]
+fn what_refcounts_cannot_count_is_not_begun() {
+    for (bits, most) in [(1, 0), (2, 2)] {
+        let folder = Folder::new();
+        folder.img(&format!(
+            "create -q -f qcow2 -o refcount_bits={bits} image.qcow2 1M"
+        ));
+        folder.io("qcow2", "image.qcow2", &["write -P 1 0 256k"]);
+        let image = folder.file("image.qcow2");
+        let open = || LocalFile::open(&image, &OpenOptions::new().write(true)).unwrap();
+        let options = CheckOptions::default();
+        for _ in 0..most {
+            snapshot::create(&open(), &NewSnapshot::default(), &options).unwrap();
+        }
+        let before = std::fs::read(&image).unwrap();
+        let error = snapshot::create(&open(), &NewSnapshot::default(), &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        if most > 0 {
+            let narrower = Amend {
+                refcount_order: Some(0),
+                ..Amend::default()
+            };
+            let error = amend(&open(), &narrower, &options).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TooLarge);
+        }
+        assert!(std::fs::read(&image).unwrap() == before);
+        assert!(qemu::img(["snapshot", "-c", "more", path(&image)]).is_err());
     }
 }

@@ -10,9 +10,9 @@
 //! Locks are taken in this order: gate, `meta`, places and L1 table, slices. None but the gate is held while data is read or written.
 
 use super::bitmap::Recorder;
-use super::check::{CheckOptions, check};
+use super::check::CheckOptions;
 use super::claims::Claims;
-use super::metadata::{Repair, repair};
+use super::metadata::{Rehearsal, Repair, repair};
 use super::places::{OverlapChecks, Places, be64s};
 use super::refcounts::Refcounts;
 use super::slices::{Key, L1, Slice, SliceShape, Slices};
@@ -73,8 +73,8 @@ impl DiskOptions {
     /// Opens an image. `data_file` is the open data file where the header says that there is one, `backing` what the image lies over;
     /// where that is shorter than the image, zeros follow.
     ///
-    /// Nothing is changed by opening, unless the image has not been closed properly: then it is repaired, after all that can be checked
-    /// was. [`ErrorKind::Corrupt`] where it is marked corrupt, and must be repaired by somebody who decides to, or cannot be.
+    /// Nothing is changed by opening, unless the image has not been closed properly: then it is repaired, which is tried in memory first, so that
+    /// a refusal has changed nothing. [`ErrorKind::Corrupt`] where it is marked corrupt, and must be repaired by somebody who decides to, or cannot be.
     pub fn open(
         self,
         storage: Arc<dyn Storage>,
@@ -86,12 +86,15 @@ impl DiskOptions {
         if !header.incompatible.contains(Incompatible::DIRTY) {
             return self.open_clean(header, storage, data_file, backing);
         }
-        // What would refuse the image when it is repaired refuses it before.
+        // What cannot be mended, or would be refused when it is, is known before a byte is written.
+        let rehearsal: Arc<dyn Storage> = Arc::new(Rehearsal::over(Arc::clone(&storage))?);
+        mend(&*rehearsal)?;
+        let header = Header::read(&StorageBytes::new(&*rehearsal)?)?;
         let trial = Self {
             checks: self.checks,
             ..Self::default()
         };
-        drop(trial.open_clean(header, Arc::clone(&storage), data_file.clone(), None)?);
+        drop(trial.open_clean(header, rehearsal, data_file.clone(), None)?);
         mend(&*storage)?;
         let header = Header::read(&StorageBytes::new(&*storage)?)?;
         self.open_clean(header, storage, data_file, backing)
@@ -184,11 +187,7 @@ fn mend(storage: &dyn Storage) -> Result<()> {
         )
         .with_hint("check it")
     };
-    let options = CheckOptions::default();
-    if check(storage, &options)?.totals.check_errors > 0 {
-        return Err(beyond_repair());
-    }
-    let repaired = repair(storage, Repair::All, &options)?;
+    let repaired = repair(storage, Repair::All, &CheckOptions::default())?;
     if repaired.failed || repaired.report.totals.check_errors + repaired.report.totals.corruptions > 0 {
         return Err(beyond_repair());
     }

@@ -8,6 +8,7 @@ pub(in crate::qcow2) mod beside;
 mod bitmaps;
 mod empty;
 mod in_place;
+mod rehearsal;
 mod repair;
 mod resize;
 pub mod snapshot;
@@ -16,5 +17,6 @@ mod tables;
 
 pub use amend::{Amend, amend};
 pub use empty::empty;
+pub(in crate::qcow2) use rehearsal::Rehearsal;
 pub use repair::{Repair, Repaired, repair};
 pub use resize::shrink;
