@@ -191,6 +191,23 @@ impl Counts {
         }
     }
 
+    /// Sets the counts of consecutive clusters to the bits of these words, as far as they are counted here. A chunk begins with the
+    /// first bit of a word.
+    pub fn set_bits(&self, first: u64, words: &[u64]) {
+        for (index, start, n) in self.pieces(first, words.len() as u64 * WORD) {
+            let skip = (self.first + index * CHUNK + start).saturating_sub(first) / WORD;
+            let words = words.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX));
+            let Some(mut chunk) = self.chunk(index) else {
+                continue;
+            };
+            let before = chunk.bytes();
+            for (at, word) in (start..start + n).step_by(WORD as usize).zip(words) {
+                chunk.set_bits(at, *word, (start + n - at).min(WORD));
+            }
+            self.grown(before, chunk);
+        }
+    }
+
     fn grown(&self, before: usize, chunk: MutexGuard<'_, Chunk>) {
         let more = chunk.bytes().saturating_sub(before);
         drop(chunk);
@@ -325,6 +342,23 @@ impl Chunk {
         }
         for (at, value) in (start..).zip(values) {
             self.set(at, *value);
+        }
+    }
+
+    /// Sets `n` counts to the bits of a word.
+    fn set_bits(&mut self, at: u64, bits: u64, n: u64) {
+        let bits = bits & (u64::MAX >> (WORD - n));
+        if bits == 0 && self.words.is_empty() {
+            return;
+        }
+        self.widen_for(1);
+        if self.order > 0 || n < WORD {
+            (0..n).for_each(|bit| self.set(at + bit, bits >> bit & 1));
+        } else if let Some(word) = usize::try_from(at / WORD)
+            .ok()
+            .and_then(|word| self.words.get_mut(word))
+        {
+            *word = bits;
         }
     }
 
@@ -648,6 +682,13 @@ mod tests {
         let counts = Counts::new(64, 1000, u64::MAX, usize::MAX);
         counts.set_all(0, &values);
         assert!((64..640).all(|cluster| counts.get(cluster) == cluster % 2));
+        let bits = Counts::new(64, 1000, u64::MAX, usize::MAX);
+        bits.set_bits(0, &[0xaaaa_aaaa_aaaa_aaaa; 20]);
+        assert!((64..1000).all(|cluster| bits.get(cluster) == cluster % 2));
+        assert_eq!(bits.get(1001), 0);
+        bits.set_all(100, &[7]);
+        bits.set_bits(64, &[u64::MAX]);
+        assert!(bits.all_one(64, 64));
         counts.set_all(100, &[7, 8, 9]);
         assert_eq!([counts.get(99), counts.get(101), counts.get(103)], [1, 8, 1]);
     }

@@ -89,8 +89,12 @@ impl Refcounts {
             };
             if let Some(offset) = self.readable_block(*entry) {
                 Endless(storage).fill(&mut block, offset)?;
-                decode(&block, self.order, &mut values);
-                self.counts.set_all(first, &values);
+                if let Some(words) = zeros_and_ones(&block, self.order) {
+                    self.counts.set_bits(first, &words);
+                } else {
+                    decode(&block, self.order, &mut values);
+                    self.counts.set_all(first, &values);
+                }
             }
         }
     }
@@ -169,6 +173,29 @@ impl Refcounts {
     }
 }
 
+/// A bit for each refcount of a block that holds nothing but zeros and ones, of the width that nearly all images have.
+fn zeros_and_ones(block: &[u8], order: u32) -> Option<Vec<u64>> {
+    /// Bytes of the refcounts of a word.
+    const GROUP: usize = 128;
+    const ZEROS: [[u8; 2]; GROUP / 2] = [[0, 0]; GROUP / 2];
+    const ONES: [[u8; 2]; GROUP / 2] = [[0, 1]; GROUP / 2];
+    let word = |group: &[u8; GROUP]| {
+        if group == ZEROS.as_flattened() {
+            return Some(0);
+        }
+        if group == ONES.as_flattened() {
+            return Some(u64::MAX);
+        }
+        let counts = group.as_chunks::<2>().0.iter().rev();
+        counts
+            .map(|raw| u16::from_be_bytes(*raw))
+            .try_fold(0, |word, count| (count < 2).then(|| word << 1 | u64::from(count)))
+    };
+    (order == 4)
+        .then(|| block.as_chunks::<GROUP>().0.iter().map(word).collect())
+        .flatten()
+}
+
 /// The refcounts of a block, each `1 << order` bits wide. Widths below a byte fill it from its least significant bit.
 fn decode(block: &[u8], order: u32, values: &mut Vec<u64>) {
     values.clear();
@@ -245,6 +272,17 @@ mod tests {
             let mut read = Vec::new();
             decode(&encode(&values, order), order, &mut read);
             assert_eq!(read, values, "{order}");
+            let bits = [0, 1, 1, 0, 1]
+                .into_iter()
+                .cycle()
+                .take(1 << 10)
+                .collect::<Vec<_>>();
+            let words = zeros_and_ones(&encode(&bits, order), order);
+            assert_eq!(words.is_some(), order == 4);
+            for (at, word) in words.into_iter().flatten().enumerate() {
+                assert!((0..64).all(|bit| word >> bit & 1 == bits[at * 64 + bit]));
+            }
+            assert_eq!(zeros_and_ones(&encode(&[2; 1 << 10], order), order), None);
         }
     }
 }
