@@ -60,7 +60,7 @@ impl Vast {
                 let first = (cluster - BLOCKS) * PART + word * 4;
                 (0..4).fold(0, |all, n| all << 16 | u64::from(self.is_used(first + n)))
             }
-            _ if cluster.is_multiple_of(PART) && word == 0 => (cluster + 1) * CLUSTER | COPIED,
+            _ if cluster.is_multiple_of(PART) && word == 0 => ((cluster + 1) * CLUSTER) | COPIED,
             _ => 0,
         }
     }
