@@ -373,7 +373,7 @@ fn beneath(folder: &Path, path: &Path) -> Option<PathBuf> {
 
 /// Who owns the open file.
 fn owner(file: &LocalFile) -> Result<u32> {
-    let stat = rustix::fs::fstat(file).map_err(|error| {
+    let stat = rustix::fs::fstat(file.opened()?).map_err(|error| {
         let path = file.path().unwrap_or(Path::new(""));
         Error::from(catena_storage::Error::from_io(error.into(), "ask the owner of").with_path(path))
     })?;

@@ -116,7 +116,9 @@ impl Layer {
 
 fn reopen(file: &LayerFile, path: &Path) -> Result<LocalFile> {
     let options = OpenOptions::new().write(true).lock(LockMode::Write);
-    LocalFile::open_handle(&file.storage, path, &options)
+    file.storage
+        .opened()
+        .and_then(|opened| LocalFile::open_handle(opened, path, &options))
         .map_err(|error| in_use(error.into(), "stop it first: an image in use is not written"))
 }
 

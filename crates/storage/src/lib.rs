@@ -4,6 +4,7 @@
 //! file or block device of this machine, locked as QEMU locks it; [`MemoryStorage`] is sparse memory. Nothing here
 //! knows what the bytes mean.
 
+mod descriptor;
 mod direct;
 pub mod error;
 pub mod holders;
@@ -16,6 +17,7 @@ pub mod storage;
 mod sys;
 mod transfer;
 
+pub use descriptor::Opened;
 pub use error::{Error, ErrorKind, Result};
 pub use holders::{Hold, Holder, holders, holders_of};
 pub use local::LocalFile;

@@ -6,10 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+use crate::descriptor::{Descriptor, Opened};
 use crate::direct::Direct;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hole;
-use crate::lock::{LockMode, Locking, Locks};
+use crate::lock::{LockMode, Locking};
 use crate::open::{self, Kind, OpenOptions};
 use crate::storage::{Alignment, Identity, Span, SpanKind, Storage};
 use crate::transfer::{self, uninterrupted, wide};
@@ -34,12 +35,11 @@ pub struct LocalFile {
 
 #[derive(Debug)]
 struct Open {
-    file: File,
+    descriptor: Descriptor,
     path: PathBuf,
     kind: Kind,
     writable: bool,
     direct: Option<Direct>,
-    locks: Mutex<Locks>,
     lost_writes: AtomicBool,
     known_data: Mutex<Range<u64>>,
 }
@@ -51,7 +51,7 @@ impl LocalFile {
     /// way.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        Self::locked(open::open(path, options)?, path, options.lock_mode())
+        Self::locked(open::open(path, options)?, path, options)
     }
 
     /// Like [`LocalFile::open`] of what an open handle stands for, be it one without access (`O_PATH`): the way to open
@@ -59,7 +59,7 @@ impl LocalFile {
     pub fn open_handle(handle: impl AsFd, path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let file = open::reopen(handle.as_fd(), path, options)?;
-        Self::locked(file, path, options.lock_mode())
+        Self::locked(file, path, options)
     }
 
     /// Creates a file of mode 0644 (less the process's mask) and opens it for reading and writing.
@@ -70,7 +70,7 @@ impl LocalFile {
         let path = path.as_ref();
         let options = options.write(true);
         if let Some(file) = open::create_new(path, &options)? {
-            return Self::locked(file, path, options.lock_mode());
+            return Self::locked(file, path, &options);
         }
         if !options.may_overwrite() {
             let taken = io::Error::from(io::ErrorKind::AlreadyExists);
@@ -88,7 +88,10 @@ impl LocalFile {
     /// Takes over a file that is open already: one passed by another process, or one in memory. It is not locked; see
     /// [`LocalFile::set_lock`]. `path` is for messages.
     pub fn from_file(file: File, path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::new(file, path.as_ref(), Descriptor::kept)
+    }
+
+    fn new(file: File, path: &Path, descriptor: impl FnOnce(File) -> Descriptor) -> Result<Self> {
         let failed = |error: io::Error| Error::from_io(error, "open").with_path(path);
         let (kind, _) = open::kind_of(file.as_fd(), path)?;
         let flags = fcntl_getfl(&file).map_err(|error| failed(error.into()))?;
@@ -110,40 +113,31 @@ impl LocalFile {
         };
         Ok(Self {
             open: Arc::new(Open {
-                file,
+                descriptor: descriptor(file),
                 path: path.to_owned(),
                 kind,
                 writable: access == OFlags::RDWR,
                 direct,
-                locks: Mutex::default(),
                 lost_writes: AtomicBool::new(false),
                 known_data: Mutex::new(0..0),
             }),
         })
     }
 
-    fn locked(file: File, path: &Path, mode: LockMode) -> Result<Self> {
-        let file = Self::from_file(file, path)?;
-        file.set_lock(mode)?;
+    fn locked(file: File, path: &Path, options: &OpenOptions) -> Result<Self> {
+        let file = Self::new(file, path, |file| Descriptor::of_named(file, path, options))?;
+        file.set_lock(options.lock_mode())?;
         Ok(file)
     }
 
     /// Exchanges the locks held for those of `mode`. Where that is refused, the former ones are held still.
     pub fn set_lock(&self, mode: LockMode) -> Result<Locking> {
-        self.open
-            .locks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .set(self.open.file.as_fd(), &self.open.path, mode)
+        self.open.descriptor.set_lock(&self.open.path, mode)
     }
 
     /// Whether the file is locked.
     pub fn locking(&self) -> Locking {
-        self.open
-            .locks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .state()
+        self.open.descriptor.locking()
     }
 
     /// Whether it was opened for writing.
@@ -156,8 +150,12 @@ impl LocalFile {
         self.open.kind == Kind::Block
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.open.file.as_fd()
+    /// The descriptor, which stays open for as long as what comes back lives.
+    ///
+    /// Of many files that are read, not all have theirs open at once: [`ErrorKind::Io`] or [`ErrorKind::NotFound`] where it was closed and
+    /// the name leads to another file, or none, by now.
+    pub fn opened(&self) -> Result<Opened<'_>> {
+        self.open.descriptor.open()
     }
 
     fn failed(&self, error: impl Into<io::Error>, operation: &'static str) -> Error {
@@ -221,66 +219,55 @@ impl LocalFile {
     }
 }
 
-impl Drop for Open {
-    /// Gives the locks up even if a child process has the descriptor still, as it has between fork and exec.
-    fn drop(&mut self) {
-        let fd = self.file.as_fd();
-        self.locks
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .release(fd);
-    }
-}
-
-impl AsFd for LocalFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
-    }
-}
-
 impl Storage for LocalFile {
     fn len(&self) -> Result<u64> {
-        hole::length(self.fd(), self.open.kind).map_err(|error| self.failed(error, "tell the length of"))
+        hole::length(self.opened()?.as_fd(), self.open.kind)
+            .map_err(|error| self.failed(error, "tell the length of"))
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let opened = self.opened()?;
         match &self.open.direct {
-            Some(direct) => direct.read(self.fd(), buf, offset),
-            None => transfer::read(self.fd(), buf, offset),
+            Some(direct) => direct.read(opened.as_fd(), buf, offset),
+            None => transfer::read(opened.as_fd(), buf, offset),
         }
         .map_err(|error| self.failed(error, "read").at(offset))
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize> {
+        let opened = self.opened()?;
         match &self.open.direct {
-            Some(direct) => direct.read_vectored(self.fd(), bufs, offset),
-            None => transfer::read_vectored(self.fd(), bufs, offset),
+            Some(direct) => direct.read_vectored(opened.as_fd(), bufs, offset),
+            None => transfer::read_vectored(opened.as_fd(), bufs, offset),
         }
         .map_err(|error| self.failed(error, "read").at(offset))
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.check_writable("write to")?;
+        let opened = self.opened()?;
         match &self.open.direct {
-            Some(direct) => direct.write(self.fd(), buf, offset),
-            None => transfer::write(self.fd(), buf, offset),
+            Some(direct) => direct.write(opened.as_fd(), buf, offset),
+            None => transfer::write(opened.as_fd(), buf, offset),
         }
         .map_err(|error| self.failed(error, "write to").at(offset))
     }
 
     fn write_all_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
         self.check_writable("write to")?;
+        let opened = self.opened()?;
         match &self.open.direct {
-            Some(direct) => direct.write_vectored(self.fd(), bufs, offset),
-            None => transfer::write_vectored(self.fd(), bufs, offset),
+            Some(direct) => direct.write_vectored(opened.as_fd(), bufs, offset),
+            None => transfer::write_vectored(opened.as_fd(), bufs, offset),
         }
         .map_err(|error| self.failed(error, "write to").at(offset))
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable("punch a hole in")?;
+        let opened = self.opened()?;
         let left = self
-            .forgetting(|| self.alone(|| hole::punch(self.fd(), self.open.kind, offset, len)))
+            .forgetting(|| self.alone(|| hole::punch(opened.as_fd(), self.open.kind, offset, len)))
             .map_err(|error| self.failed(error, "punch a hole in").at(offset))?;
         for (start, end) in left {
             self.write_zeros(start, end)?;
@@ -290,8 +277,9 @@ impl Storage for LocalFile {
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable("write to")?;
+        let opened = self.opened()?;
         let zeroed = self
-            .forgetting(|| self.alone(|| hole::zero(self.fd(), self.open.kind, offset, len)))
+            .forgetting(|| self.alone(|| hole::zero(opened.as_fd(), self.open.kind, offset, len)))
             .map_err(|error| self.failed(error, "write to").at(offset))?;
         if zeroed {
             Ok(())
@@ -302,8 +290,9 @@ impl Storage for LocalFile {
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable("keep space in")?;
+        let opened = self.opened()?;
         let kept = self
-            .alone(|| hole::allocate(self.fd(), self.open.kind, offset, len))
+            .alone(|| hole::allocate(opened.as_fd(), self.open.kind, offset, len))
             .map_err(|error| self.failed(error, "keep space in").at(offset))?;
         if kept {
             Ok(())
@@ -320,7 +309,8 @@ impl Storage for LocalFile {
                 .with_path(&self.open.path)
                 .with_detail("an earlier flush failed, so that writes before it may be lost"));
         }
-        uninterrupted(|| fdatasync(self.fd())).map_err(|error| {
+        let opened = self.opened()?;
+        uninterrupted(|| fdatasync(opened.as_fd())).map_err(|error| {
             self.open.lost_writes.store(true, Ordering::Release);
             self.failed(error, "flush")
         })
@@ -336,7 +326,8 @@ impl Storage for LocalFile {
                 .with_path(&self.open.path)
                 .with_detail("a block device has the length it has"));
         }
-        self.forgetting(|| self.alone(|| uninterrupted(|| ftruncate(self.fd(), len))))
+        let opened = self.opened()?;
+        self.forgetting(|| self.alone(|| uninterrupted(|| ftruncate(opened.as_fd(), len))))
             .map_err(|error| self.failed(error, "resize").at(len))
     }
 
@@ -344,7 +335,8 @@ impl Storage for LocalFile {
         if let Some(known) = self.known_at(offset) {
             return Ok(Some(known));
         }
-        let span = hole::span(self.fd(), self.open.kind, offset)
+        let opened = self.opened()?;
+        let span = hole::span(opened.as_fd(), self.open.kind, offset)
             .map_err(|error| self.failed(error, "find the holes of").at(offset))?;
         if let Some(span) = span
             && span.kind == SpanKind::Data
@@ -358,7 +350,7 @@ impl Storage for LocalFile {
         if self.open.kind == Kind::Block {
             return Ok(None);
         }
-        let stat = fstat(self.fd()).map_err(|error| self.failed(error, "tell the space taken by"))?;
+        let stat = fstat(self.opened()?).map_err(|error| self.failed(error, "tell the space taken by"))?;
         // `stat(2)`: in units of 512 bytes, whatever the file system's blocks are.
         Ok(u64::try_from(stat.st_blocks)
             .ok()
@@ -373,7 +365,7 @@ impl Storage for LocalFile {
     }
 
     fn identity(&self) -> Option<Identity> {
-        let stat = fstat(self.fd()).ok()?;
+        let stat = fstat(self.opened().ok()?).ok()?;
         let len = self.len().ok()?;
         Some(match self.open.kind {
             Kind::Regular => Identity {
@@ -396,7 +388,7 @@ impl Storage for LocalFile {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd())
+        self.open.descriptor.own()
     }
 }
 

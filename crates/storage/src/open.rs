@@ -75,6 +75,10 @@ impl OpenOptions {
         self
     }
 
+    pub(crate) fn may_write(&self) -> bool {
+        self.write
+    }
+
     pub(crate) fn may_overwrite(&self) -> bool {
         self.overwrite
     }
@@ -98,9 +102,13 @@ impl OpenOptions {
 /// Opens a file or block device that exists.
 pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<File> {
     // A handle without access: to ask what it is has no effect on whatever it is.
-    let handle = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| failed(error, "open", path))?;
-    reopen(handle.as_fd(), path, options)
+    reopen(handle(path)?.as_fd(), path, options)
+}
+
+/// A handle without access, for what a name leads to.
+pub(crate) fn handle(path: &Path) -> Result<OwnedFd> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| failed(error, "open", path))
 }
 
 /// Opens what the handle stands for anew, with access. The handle may be one without (`O_PATH`).

@@ -136,7 +136,7 @@ fn ago(time: Duration) -> String {
 
 /// Who else may write to a backing image.
 fn writable(examination: &mut Examination<'_>, number: usize, overlay: &Layer, backing: &Layer) {
-    let stat = |layer: &Layer| fstat(&layer.file.as_ref()?.storage).ok();
+    let stat = |layer: &Layer| fstat(layer.file.as_ref()?.storage.opened().ok()?).ok();
     let (Some(above), Some(below), Some(file)) = (stat(overlay), stat(backing), &backing.file) else {
         return;
     };
@@ -144,7 +144,8 @@ fn writable(examination: &mut Examination<'_>, number: usize, overlay: &Layer, b
     if file.storage.is_block_device() {
         return;
     }
-    let acl = Acl::of_file(&file.storage).ok().flatten();
+    let opened = file.storage.opened().ok();
+    let acl = opened.and_then(|opened| Acl::of_file(opened).ok().flatten());
     let mut who = writers(&below, acl.as_ref());
     let everybody = below.st_mode & Mode::WOTH.as_raw_mode() != 0;
     if below.st_uid != 0 && below.st_uid != above.st_uid && below.st_mode & Mode::WUSR.as_raw_mode() != 0 {

@@ -81,7 +81,8 @@ pub fn data_file(layer: &Layer) -> Result<Option<LocalFile>> {
     };
     let options = OpenOptions::new().write(true).lock(LockMode::Write);
     let path = data_file.source.as_ref().and_then(|source| source.path());
-    LocalFile::open_handle(&open.storage, path.unwrap_or(Path::new("")), &options)
+    let file = open.storage.opened();
+    file.and_then(|file| LocalFile::open_handle(file, path.unwrap_or(Path::new("")), &options))
         .map(Some)
         .map_err(|failed| error(failed.to_string()))
 }

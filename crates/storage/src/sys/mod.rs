@@ -1,3 +1,4 @@
 //! The only unsafe code of this crate: system calls that no safe wrapper offers.
 
+pub(crate) mod mapping;
 pub(crate) mod ofd;
