@@ -15,8 +15,8 @@ use catena_storage::Storage;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-/// L1 tables of up to this many entries (4 KiB: a 256 GiB disk with default clusters) are kept in memory.
-const SMALL_L1: u32 = 512;
+/// L1 tables of up to this many entries (512 bytes: a 32 GiB disk with default clusters) are kept in memory: there may be ten thousand.
+const SMALL_L1: u32 = 64;
 /// Larger L1 tables are read in pieces of this many entries.
 const L1_PIECE: u64 = 512;
 
