@@ -143,16 +143,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             })
         }
         Kind::Qcow2(options) => {
-            let own = Source::file(&path);
-            let backing = match &options.backing {
-                Some((name, format)) if !options.unchecked_backing => {
-                    Some(find_backing(name, *format, &own, policy)?)
-                }
-                _ => None,
-            };
-            let backing_size = backing.as_ref().and_then(|chain| chain.active()?.virtual_size());
-            let size = request.size.or(backing_size).ok_or_else(no_size)?;
-            let image = NewImage::lay_out(&qcow2_options(options, size)?)?;
+            let image = lay_out(request, policy)?;
             if preallocation != Preallocation::Off && options.backing.is_some() && !options.extended_l2 {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -160,7 +151,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
                 ));
             }
             let data_file = match &options.data_file {
-                Some((name, _)) => Some(data_file_path(name, &own, existing)?),
+                Some((name, _)) => Some(data_file_path(name, &Source::file(&path), existing)?),
                 None => None,
             };
             Ok(Plan {
@@ -173,6 +164,22 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             })
         }
     }
+}
+
+/// The bytes of a new qcow2 image.
+pub(super) fn lay_out(request: &Request, policy: &Policy) -> Result<NewImage> {
+    let Kind::Qcow2(options) = &request.kind else {
+        return Err(Error::new(ErrorKind::Unsupported, "a raw image has no metadata"));
+    };
+    let backing = match &options.backing {
+        Some((name, format)) if !options.unchecked_backing => {
+            Some(find_backing(name, *format, &Source::file(&request.path), policy)?)
+        }
+        _ => None,
+    };
+    let backing_size = backing.as_ref().and_then(|chain| chain.active()?.virtual_size());
+    let size = request.size.or(backing_size).ok_or_else(no_size)?;
+    Ok(NewImage::lay_out(&qcow2_options(options, size)?)?)
 }
 
 impl Plan {

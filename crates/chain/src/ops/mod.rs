@@ -15,6 +15,7 @@ pub mod compare;
 pub mod convert;
 pub mod copy;
 pub mod create;
+pub mod fork;
 pub mod hash;
 pub mod input;
 mod line;

@@ -17,6 +17,7 @@ pub mod doctor;
 mod facts;
 pub mod flatten;
 mod forest;
+pub mod fork;
 pub mod hash;
 pub mod info;
 pub mod man;
@@ -62,6 +63,8 @@ pub enum Command {
     Why(why::Args),
     /// Make a new image, alone or over a backing image
     Create(create::Args),
+    /// Make many new overlays of one base, all of them or none
+    Fork(fork::Args),
     /// Write what a chain shows as another image
     Convert(convert::Args),
     /// Write what layers hold into a layer below them
@@ -120,6 +123,7 @@ impl Command {
             Self::Deps(args) => deps::run(args),
             Self::Why(args) => why::run(args),
             Self::Create(args) => create::run(args),
+            Self::Fork(args) => fork::run(args),
             Self::Convert(args) => convert::run(args),
             Self::Commit(args) => commit::run(args),
             Self::Stream(args) => stream::run(args),

@@ -91,3 +91,38 @@ fn an_image_that_others_need_may_not_be_touched() {
     drop(guest);
     assert_eq!(may("delete", "tuesday.qcow2"), 0);
 }
+
+#[test]
+fn many_overlays_are_made_or_none() {
+    let images = chain();
+    let fork = |words: &[&str]| images.catena(&[&["fork", "tuesday.qcow2", "-F", "qcow2"], words].concat());
+    let there = |number: u32| images.path().join(format!("vm-{number:02}.qcow2")).exists();
+    let ten = ["-n", "10", "--names", "vm-{n}.qcow2"];
+    std::fs::write(images.path().join("vm-07.qcow2"), b"somebody's").unwrap();
+    let refused = fork(&ten);
+    assert_eq!(refused.status, 1);
+    assert!(refused.err.contains("vm-07.qcow2") && !there(1), "{refused:?}");
+    std::fs::remove_file(images.path().join("vm-07.qcow2")).unwrap();
+    assert_eq!(fork(&ten).status, 0);
+    for number in 1..=10 {
+        let name = format!("vm-{number:02}.qcow2");
+        images.img(&format!("compare -f qcow2 -F qcow2 tuesday.qcow2 {name}"));
+        images.img(&format!("check -q -f qcow2 {name}"));
+    }
+    // What QEMU makes of the same words.
+    images.img("create -q -f qcow2 -b tuesday.qcow2 -F qcow2 theirs.qcow2");
+    let bytes = |name: &str| std::fs::read(images.path().join(name)).unwrap();
+    assert_eq!(bytes("vm-01.qcow2"), bytes("theirs.qcow2"));
+    // Again, one of them gone: only that one is made. A written one is not what was asked for.
+    std::fs::remove_file(images.path().join("vm-03.qcow2")).unwrap();
+    let again = fork(&ten);
+    assert_eq!(again.status, 0, "{again:?}");
+    assert!(there(3) && again.out.contains("9 are there already"), "{again:?}");
+    images.io("qcow2", "vm-05.qcow2", &["write 0 64k"]);
+    assert_eq!(fork(&ten).status, 1);
+    // Into another folder the base goes by its whole path.
+    std::fs::create_dir(images.path().join("guests")).unwrap();
+    assert_eq!(fork(&["--in", "guests"]).status, 0);
+    images.img("check -q -f qcow2 guests/tuesday-1.qcow2");
+    assert_eq!(fork(&["-n", "2", "--names", "same.qcow2"]).status, 1);
+}
