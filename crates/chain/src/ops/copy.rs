@@ -4,6 +4,7 @@
 //! zeros is not written as data. Nothing here decides which stretches are moved: that is [`super::pieces`] and the
 //! operations.
 
+use super::aligned::AlignedBytes;
 use super::line::{Line, Next};
 use super::observer::Observer;
 use super::pieces::{Piece, What};
@@ -77,9 +78,9 @@ pub(super) struct Copy<'a> {
 #[derive(Default)]
 pub(super) struct Buffer {
     /// A piece of the source.
-    pub bytes: Vec<u8>,
+    pub bytes: AlignedBytes,
     /// What it is held against, where it is.
-    pub other: Vec<u8>,
+    pub other: AlignedBytes,
     /// The piece's clusters, where they are compressed.
     packed: Vec<Packed>,
 }
@@ -111,7 +112,7 @@ impl Copy<'_> {
     pub fn run_differences(
         &self,
         pieces: impl Iterator<Item = Result<Piece>> + Send,
-        read_other: impl Fn(&Piece, &mut Vec<u8>) -> Result<()> + Sync,
+        read_other: impl Fn(&Piece, &mut AlignedBytes) -> Result<()> + Sync,
     ) -> Result<()> {
         let unit = index(self.unit);
         self.run_with(
@@ -198,7 +199,7 @@ impl Copy<'_> {
 
     /// Fills the buffer with a piece of the source.
     pub fn read(&self, piece: &Piece, buffer: &mut Buffer) -> Result<()> {
-        resize(&mut buffer.bytes, piece.len());
+        buffer.bytes.resize(piece.len());
         match self.source.read_at(&mut buffer.bytes, piece.offset()) {
             Err(_) if self.moving.salvage => self.read_what_can_be(piece, &mut buffer.bytes),
             other => other,
@@ -356,11 +357,6 @@ pub fn is_zero(bytes: &[u8]) -> bool {
         && bytes
             .chunks(BLOCK)
             .all(|block| Some(block) == ZEROS.get(..block.len()))
-}
-
-/// Makes room for a piece without clearing what will be overwritten.
-pub(super) fn resize(bytes: &mut Vec<u8>, len: u64) {
-    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
 }
 
 /// Keeps to a rate.

@@ -3,7 +3,8 @@
 //! Identity beats reading: where both maps lead to the same bytes of the same file, the views are equal and nothing is
 //! read. Only what the maps do not settle is compared byte by byte.
 
-use super::copy::{is_zero, resize};
+use super::aligned::AlignedBytes;
+use super::copy::is_zero;
 use super::line::{Line, Next, processors};
 use super::observer::Observer;
 use super::pieces::{Piece, Pieces, What};
@@ -61,7 +62,7 @@ impl View {
     }
 
     /// The view of a disk that is open, whose layers are those of a chain.
-    pub(super) fn of_chain(disk: Arc<dyn Disk>, layers: &[Layer]) -> Self {
+    pub fn of_chain(disk: Arc<dyn Disk>, layers: &[Layer]) -> Self {
         let objects = layers.iter().map(Objects::of).collect();
         Self { disk, objects }
     }
@@ -181,15 +182,15 @@ impl<'a> Pair<'a> {
     }
 
     /// Fills both buffers with a stretch.
-    pub fn read(&self, piece: &Piece, a: &mut Vec<u8>, b: &mut Vec<u8>) -> Result<()> {
+    pub fn read(&self, piece: &Piece, a: &mut AlignedBytes, b: &mut AlignedBytes) -> Result<()> {
         read_padded(&*self.a.disk, piece, a)?;
         read_padded(&*self.b.disk, piece, b)
     }
 }
 
 /// Fills a buffer with a stretch, zeros behind the end of the disk.
-pub(super) fn read_padded(disk: &dyn Disk, piece: &Piece, buffer: &mut Vec<u8>) -> Result<()> {
-    resize(buffer, piece.len());
+pub(super) fn read_padded(disk: &dyn Disk, piece: &Piece, buffer: &mut AlignedBytes) -> Result<()> {
+    buffer.resize(piece.len());
     let there = disk.size().saturating_sub(piece.start).min(piece.len());
     let there = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
     let (on_disk, behind) = buffer.split_at_mut(there);
@@ -324,8 +325,8 @@ pub fn first_difference_within(
 
 #[derive(Default)]
 struct Compared {
-    a: Vec<u8>,
-    b: Vec<u8>,
+    a: AlignedBytes,
+    b: AlignedBytes,
     differ: Option<usize>,
 }
 

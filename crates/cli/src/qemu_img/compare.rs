@@ -8,9 +8,9 @@ use super::open::{self, Named, Purpose};
 use super::options::{Cache, cache_mode};
 use super::program::{self, Failure, Program, Result, usage};
 use super::progress::Progress;
-use catena::ops::Input;
-use catena::ops::compare::{Outcome, Request, compare};
-use catena::{Disk, GuestOffset, Policy};
+use catena::GuestOffset;
+use catena::ops::compare::{Outcome, compare_views};
+use catena::ops::view::View;
 use std::sync::Arc;
 
 pub const OPTIONS: Options = Options {
@@ -89,18 +89,10 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
         )
     };
     let (opened_a, opened_b) = (open(a, &format_a)?, open(b, &format_b)?);
-    let input = |opened: &open::Opened, name: &str| -> Result<Input> {
-        let disk: Arc<dyn Disk> = Arc::new(opened.disk()?);
-        Ok(Input::Open {
-            disk,
-            name: name.to_owned(),
-        })
+    let view = |opened: &open::Opened| -> Result<View> {
+        Ok(View::of_chain(Arc::new(opened.disk()?), &opened.chain.layers))
     };
-    let request = Request {
-        a: input(&opened_a, a)?,
-        b: input(&opened_b, b)?,
-        strict: false,
-    };
+    let (view_a, view_b) = (view(&opened_a)?, view(&opened_b)?);
     let sizes = |opened: &open::Opened| {
         Ok(opened
             .top()?
@@ -118,7 +110,7 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
             sizes: (size_a, size_b),
         }
     } else {
-        let content = compare(&request, &Policy::libvirt(), &progress).map_err(program::error)?;
+        let content = compare_views(&view_a, &view_b, false, &progress).map_err(program::error)?;
         match (content, status) {
             // What comes first is told.
             (Outcome::Content { at, .. }, Some(status)) if at.0 < status => content,
