@@ -1,4 +1,6 @@
-//! `catena check`: what is wrong inside an image, and its repair.
+//! `catena check`: what is wrong inside an image, or inside each layer of a chain, and its repair.
+
+mod chain;
 
 use super::change::{ChangeArgs, ChildrenArgs, stopped};
 use crate::error::CommandError;
@@ -10,13 +12,15 @@ use catena::ErrorKind;
 use catena::detect::quoted;
 use catena::open::Sharing;
 use catena::ops::check::{self, Plan};
-use catena_engine::qcow2::check::{Outcome, Severity};
+use catena_engine::qcow2::check::{Outcome, Severity, Totals};
 use catena_engine::qcow2::{CheckOptions, Repair, Report};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+/// It could not be checked.
+const FAILED: u8 = 1;
 /// The image contradicts itself.
 const CORRUPT: u8 = 2;
 /// Space is lost, and nothing else.
@@ -36,11 +40,11 @@ const GOOD: Style = AnsiColor::Green.on_default();
 All metadata of the image is read once: what refers to a cluster, and how
 often. Nothing is written unless --repair says so; then everything is checked
 first, and what has one right answer is given it. Repair is safe at every
-instant: the image is never worse than it was. The layers below are not looked
-at.
+instant: the image is never worse than it was. The layers below are looked at
+with --chain alone, each by itself; they are mended from the lowest up.
 
 Exit status, as that of 'qemu-img check':
-  0  nothing is wrong, or not any more
+  0  nothing is wrong, or not any more; with --chain, in no layer
   1  it could not be checked
   2  the image is corrupt
   3  space is lost (leaked clusters), and nothing else is wrong
@@ -49,13 +53,17 @@ Exit status, as that of 'qemu-img check':
 Examples:
   catena check vm.qcow2
   catena check vm.qcow2 --repair leaks
-  catena check vm.qcow2 --repair all --dry-run")]
+  catena check vm.qcow2 --repair all --dry-run
+  catena check vm.qcow2 --chain")]
 pub struct Args {
     #[command(flatten)]
     image: ImageArgs,
     /// Mend what has one right answer
     #[arg(short, long, value_enum, value_name = "WHAT")]
     repair: Option<What>,
+    /// Check each layer of the chain, not the image alone
+    #[arg(long)]
+    chain: bool,
     /// Print every finding, not only the first ones
     #[arg(long)]
     all: bool,
@@ -133,6 +141,9 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         children: args.children.children(),
         options: CheckOptions::default(),
     };
+    if args.chain {
+        return chain::run(args, &request);
+    }
     let progress = args.change.progress("checking");
     let plan = match check::plan(&request, &args.image.policy()?, &progress) {
         Ok(plan) => plan,
@@ -154,27 +165,47 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         let mut out = output::stdout();
         match args.output {
             Output::Human => tell(args, &plan, report, &mut out)?,
-            Output::Json => output::json(&json(&plan, report), &mut out)?,
+            Output::Json => output::json(&json(plan.name(), report), &mut out)?,
         }
         out.flush()?;
     }
-    Ok(status(report))
+    Ok(ExitCode::from(status(report.totals)))
 }
 
-fn status(report: &Report) -> ExitCode {
-    let totals = report.totals;
+fn status(totals: Totals) -> u8 {
     if totals.check_errors > 0 {
-        ExitCode::FAILURE
+        FAILED
     } else if totals.corruptions + totals.beyond_qemu > 0 {
-        ExitCode::from(CORRUPT)
+        CORRUPT
     } else if totals.leaks > 0 {
-        ExitCode::from(LEAKS)
+        LEAKS
     } else {
-        ExitCode::SUCCESS
+        0
     }
 }
 
 fn tell(args: &Args, plan: &Plan, report: &Report, out: &mut impl Write) -> io::Result<()> {
+    tell_findings(args, report, "", out)?;
+    let name = plan.name();
+    writeln!(out, "{}: {}", text::printable(&name), summary(report))?;
+    out.flush()?;
+    hint(args, report.totals, report.is_sound(), &name, "");
+    Ok(())
+}
+
+/// What the findings amount to, and what the image is made of.
+fn summary(report: &Report) -> String {
+    format!(
+        "{}; {} of {} clusters are allocated, {} fragmented, {} compressed",
+        amount(report.totals),
+        report.mapped.allocated,
+        report.total_clusters,
+        text::percent(report.mapped.fragmented, report.mapped.allocated),
+        text::percent(report.mapped.compressed, report.mapped.allocated),
+    )
+}
+
+fn tell_findings(args: &Args, report: &Report, indent: &str, out: &mut impl Write) -> io::Result<()> {
     let told = if args.all { usize::MAX } else { TOLD };
     for finding in report.findings.iter().take(told) {
         let style = match (finding.outcome, finding.severity()) {
@@ -189,33 +220,19 @@ fn tell(args: &Args, plan: &Plan, report: &Report, out: &mut impl Write) -> io::
             ""
         };
         for line in finding.to_string().lines() {
-            writeln!(out, "{style}{}{style:#}{done}", text::printable(line))?;
+            writeln!(out, "{indent}{style}{}{style:#}{done}", text::printable(line))?;
         }
     }
     let more = report.findings.len().saturating_sub(told) as u64 + report.more;
     if more > 0 {
         let how = if args.all { "" } else { "; --all prints them" };
-        writeln!(out, "and {}{how}", text::count(more, "more finding"))?;
+        writeln!(out, "{indent}and {}{how}", text::count(more, "more finding"))?;
     }
-    let name = plan.name();
-    writeln!(
-        out,
-        "{}: {}; {} of {} clusters are allocated, {} fragmented, {} compressed",
-        text::printable(&name),
-        amount(report),
-        report.mapped.allocated,
-        report.total_clusters,
-        text::percent(report.mapped.fragmented, report.mapped.allocated),
-        text::percent(report.mapped.compressed, report.mapped.allocated),
-    )?;
-    out.flush()?;
-    hint(args, report, &name);
     Ok(())
 }
 
 /// What the findings amount to.
-fn amount(report: &Report) -> String {
-    let totals = report.totals;
+fn amount(totals: Totals) -> String {
     let parts: Vec<String> = [
         (totals.corruptions + totals.beyond_qemu, "corruption", ""),
         (totals.leaks, "leaked cluster", ""),
@@ -235,24 +252,27 @@ fn amount(report: &Report) -> String {
 }
 
 /// Says what mends it. Where standard error is gone, nobody is there to be told.
-fn hint(args: &Args, report: &Report, name: &str) {
-    if report.is_clean() {
+fn hint(args: &Args, totals: Totals, sound: bool, name: &str, option: &str) {
+    if status(totals) == 0 {
         return;
     }
     let tried = args.repair == Some(What::All) && !args.change.is_dry_run();
     let hint = if tried {
         "what is left has no one right answer; 'catena convert --salvage' saves what can be read".to_owned()
     } else {
-        let what = if report.is_sound() { "leaks" } else { "all" };
-        format!("to mend it: catena check --repair {what} {}", quoted(name))
+        let what = if sound { "leaks" } else { "all" };
+        format!(
+            "to mend it: catena check{option} --repair {what} {}",
+            quoted(name)
+        )
     };
     let _ = writeln!(anstream::stderr(), "hint: {hint}");
 }
 
-fn json(plan: &Plan, report: &Report) -> Json {
+fn json(filename: String, report: &Report) -> Json {
     let totals = report.totals;
     Json {
-        filename: plan.name(),
+        filename,
         format: "qcow2",
         check_errors: totals.check_errors,
         corruptions: totals.corruptions,
