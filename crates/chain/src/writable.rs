@@ -3,9 +3,9 @@
 use crate::chain::{Chain, Layer, LayerFile};
 use crate::open::{Sharing, in_use};
 use catena_engine::qcow2::Qcow2Disk;
-use catena_engine::{Disk, Error, ErrorKind, Raw, RawDisk, Result, Stack, WritableDisk};
+use catena_engine::{Disk, Error, ErrorKind, Raw, RawDisk, Result, Stack, StorageBytes, WritableDisk};
 use catena_format::Format;
-use catena_format::qcow2::Layout;
+use catena_format::qcow2::{Header, Layout};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,19 @@ pub struct Writable {
     file: LocalFile,
     path: PathBuf,
     format: Format,
+}
+
+/// A layer's files, open to be written and locked against every other user, for as long as a clone of this is there.
+#[derive(Clone)]
+pub(crate) struct Reserved {
+    pub file: LocalFile,
+    data_file: Option<Arc<dyn Storage>>,
+}
+
+impl std::fmt::Debug for Reserved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Reserved").field(&self.file).finish()
+    }
 }
 
 impl Chain {
@@ -40,8 +53,41 @@ impl Chain {
 impl Layer {
     /// Opens the layer for writing over these, which are below it.
     pub(crate) fn open_writable(&self, below: &[Layer], sharing: Sharing) -> Result<Writable> {
-        let path = self.path().unwrap_or(Path::new("")).to_owned();
+        let reserved = self.reserve()?;
+        self.open_reserved(&reserved, below, sharing)
+    }
+
+    /// Opens the layer's files to be written and locks them against every other user. Nothing is written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] where somebody uses it, and [`ErrorKind::Conflict`] where it is not any more what detection found.
+    pub(crate) fn reserve(&self) -> Result<Reserved> {
         let file = self.reopen_for_writing()?;
+        if let Some(header) = &self.header
+            && Header::read(&StorageBytes::new(&file)?)? != *header
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the image was changed just now, by somebody else",
+            )
+            .with_path(self.name())
+            .with_hint("run the command again"));
+        }
+        Ok(Reserved {
+            file,
+            data_file: self.reopen_data_file()?,
+        })
+    }
+
+    /// Opens the layer, whose files are locked, for writing over these, which are below it.
+    pub(crate) fn open_reserved(
+        &self,
+        reserved: &Reserved,
+        below: &[Layer],
+        sharing: Sharing,
+    ) -> Result<Writable> {
+        let path = self.path().unwrap_or(Path::new("")).to_owned();
+        let file = reserved.file.clone();
         let storage: Arc<dyn Storage> = Arc::new(file.clone());
         let named = |error: Error| error.with_path(&path);
         let (disk, qcow2): (Arc<dyn WritableDisk>, _) = match self.format {
@@ -53,7 +99,7 @@ impl Layer {
                 (Arc::new(RawDisk::new(image.map_err(named)?)), None)
             }
             Format::Qcow2 => {
-                let data_file = self.reopen_data_file()?;
+                let data_file = reserved.data_file.clone();
                 let backing = self.below(below, sharing)?;
                 let disk = Arc::new(Qcow2Disk::open(storage, data_file, backing).map_err(named)?);
                 (Arc::clone(&disk) as Arc<dyn WritableDisk>, Some(disk))

@@ -16,9 +16,10 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
+use crate::writable::Reserved;
 use catena_engine::qcow2::{CheckOptions, metadata};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
-use catena_storage::sync_directory_of;
+use catena_storage::{LocalFile, sync_directory_of};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -67,6 +68,48 @@ pub struct Plan {
     done: bool,
     /// Layers that were committed before and only have to be deleted still.
     left: Vec<Layer>,
+    /// What is locked from here on.
+    held: Option<Held>,
+}
+
+/// The locks of what is read and written, from the plan to the end: nothing that was looked at can change between.
+#[derive(Debug)]
+struct Held {
+    relinked: Option<LocalFile>,
+    emptied: Option<LocalFile>,
+    base: Reserved,
+    /// What the committed layers show.
+    view: View,
+}
+
+impl Held {
+    fn of(chain: &Chain, (top, base): (usize, usize), after: After, relinked: Option<usize>) -> Result<Self> {
+        let reserve = |index: usize| {
+            let layer = chain.layers.get(index);
+            layer
+                .ok_or_else(|| Error::new(ErrorKind::OutOfBounds, format!("there is no layer {index}")))?
+                .reserve()
+        };
+        let relinked_file = relinked.map(reserve).transpose()?.map(|reserved| reserved.file);
+        let emptied = match after {
+            After::Empty if relinked.is_none() => Some(reserve(top)?.file),
+            After::Empty => relinked_file.clone(),
+            After::Keep | After::Delete => None,
+        };
+        // What we have locked for writing cannot be locked against writers.
+        let top_is_ours = emptied.is_some() || relinked == Some(top);
+        let layers = chain.layers.get(top..base).unwrap_or_default();
+        let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
+            let ours = number == 0 && top_is_ours;
+            (layer, if ours { Sharing::Force } else { Sharing::Locked })
+        }))?;
+        Ok(Self {
+            relinked: relinked_file,
+            emptied,
+            base: reserve(base)?,
+            view,
+        })
+    }
 }
 
 /// Decides.
@@ -126,7 +169,9 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     };
     let size = highest.virtual_size().unwrap_or_default();
     let grows_to = (written.virtual_size().unwrap_or_default() < size).then_some(size);
-    let view = View::open(&layers.iter().collect::<Vec<_>>(), Sharing::Force)?;
+    let index = relinked.as_ref().map(|(index, _)| *index);
+    let held_files = Held::of(&chain, (top, base), request.after, index)?;
+    let view = &held_files.view;
     let to_copy = bytes_to_copy(held(&**view.disk(), layers.len()))?;
     // The base and all between show something else afterwards; the highest layer does not, unless it goes.
     let mut changed: Vec<&Layer> = chain.layers.iter().skip(top + 1).take(base - top).collect();
@@ -149,6 +194,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         relinked,
         done: false,
         left: Vec::new(),
+        held: Some(held_files),
         chain,
     })
 }
@@ -246,6 +292,7 @@ impl Plan {
             relinked: None,
             done: true,
             left,
+            held: None,
         }
     }
 
@@ -277,33 +324,22 @@ impl Plan {
         if self.done {
             return delete(&self.left);
         }
-        let top = self.layer(self.top)?;
+        let Some(Held {
+            relinked,
+            emptied,
+            base: reserved,
+            view,
+        }) = &self.held
+        else {
+            return Ok(());
+        };
         let layers = self.chain.layers.get(self.top..self.base).unwrap_or_default();
         let below = self.chain.layers.get(self.base + 1..).unwrap_or_default();
-        // What will be changed at the end is locked from the start, so that nothing can be in the way by then.
-        let relinked = match &self.relinked {
-            Some((index, _)) => Some(self.layer(*index)?.reopen_for_writing()?),
-            None => None,
-        };
-        let emptied = match self.after {
-            After::Empty if self.relinked.is_none() => Some(top.reopen_for_writing()?),
-            After::Empty => relinked.clone(),
-            After::Keep | After::Delete => None,
-        };
-        let mut base = self.layer(self.base)?.open_writable(below, Sharing::Locked)?;
+        let base = self.layer(self.base)?;
+        let mut base = base.open_reserved(reserved, below, Sharing::Locked)?;
         if let Some(size) = self.grows_to {
             base.grow(size)?;
         }
-        // What we have locked for writing cannot be locked against writers.
-        let top_is_ours = emptied.is_some()
-            || self
-                .relinked
-                .as_ref()
-                .is_some_and(|(index, _)| *index == self.top);
-        let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
-            let ours = number == 0 && top_is_ours;
-            (layer, if ours { Sharing::Force } else { Sharing::Locked })
-        }))?;
         let copy = Copy {
             source: &**view.disk(),
             target: &**base.disk(),
@@ -319,14 +355,13 @@ impl Plan {
         };
         let end = view.size();
         copy.run(Pieces::new(held(&**view.disk(), layers.len()), end, 1))?;
-        // From here on the base shows what the layers do. It stays locked until they are dealt with.
-        let _base = base.finish()?;
-        drop(view);
+        // From here on the base shows what the layers do.
+        base.finish()?;
         observer.check()?;
-        if let (Some(file), Some((_, backing))) = (&relinked, &self.relinked) {
+        if let (Some(file), Some((_, backing))) = (relinked, &self.relinked) {
             set_backing(file, Some(backing))?;
         }
-        match (self.after, &emptied) {
+        match (self.after, emptied) {
             (After::Delete, _) => delete(layers),
             (After::Empty, Some(top)) => metadata::empty(top, &CheckOptions::default()),
             (After::Empty | After::Keep, _) => Ok(()),

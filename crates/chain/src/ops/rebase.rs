@@ -14,7 +14,9 @@ use crate::chain::{Chain, End, Layer, Link};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
+use crate::writable::Reserved;
 use catena_engine::{Error, ErrorKind, Result, Unmap};
+use catena_storage::LocalFile;
 use std::fmt;
 
 /// What to rebase.
@@ -35,12 +37,19 @@ pub struct Request {
 pub struct Plan {
     chain: Chain,
     backing: Option<NewBacking>,
-    new: Chain,
-    /// The backing stays the file that it is, so there is nothing to compare.
-    same: bool,
+    held: Held,
     to_compare: u64,
     moving: Moving,
     compressed: bool,
+}
+
+/// What is locked from the plan to the end, so that nothing that was looked at can change between.
+#[derive(Debug)]
+enum Held {
+    /// The image. Its backing stays the file that it is, so there is nothing to compare.
+    Same(LocalFile),
+    /// The image, what it shows, and what it would show.
+    Compared { image: Reserved, old: View, new: View },
 }
 
 /// Decides.
@@ -70,27 +79,33 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         .backing
         .as_ref()
         .is_some_and(|backing| is_same_backing(&chain, backing, &new));
-    let to_compare = if same {
-        0
+    let (held, to_compare) = if same {
+        (Held::Same(image.reopen_for_writing()?), 0)
     } else {
         chain.check_complete()?;
         new.check_complete()?;
         chain.check_not_encrypted(0)?;
         new.check_not_encrypted(0)?;
-        let (old_view, new_view) = (
-            View::open(&chain.layers.iter().collect::<Vec<_>>(), Sharing::Force)?,
-            View::over(image, Some(&new), Sharing::Force)?,
-        );
-        let pair = Pair {
-            a: &old_view,
-            b: &new_view,
+        let reserved = image.reserve()?;
+        let view = |below: &[Layer]| {
+            // The image itself is locked for writing, by us.
+            let own = std::iter::once((image, Sharing::Force));
+            View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))
         };
-        bytes_to_copy(pair.stretches(old_view.size(), |_| false))?
+        let old = view(chain.layers.get(1..).unwrap_or_default())?;
+        let new = view(&new.layers)?;
+        let pair = Pair { a: &old, b: &new };
+        let to_compare = bytes_to_copy(pair.stretches(old.size(), |_| false))?;
+        let held = Held::Compared {
+            image: reserved,
+            old,
+            new,
+        };
+        (held, to_compare)
     };
     Ok(Plan {
         backing: request.backing.clone(),
-        new,
-        same,
+        held,
         to_compare,
         moving: request.moving.clone(),
         compressed: request.compressed,
@@ -112,36 +127,35 @@ impl Plan {
             .layers
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no image"))?;
-        let file = if self.same {
-            image.reopen_for_writing()?
-        } else {
-            let writable = image.open_writable(below, Sharing::Locked)?;
-            let view = |below: &[Layer]| {
-                // The image itself is locked for writing, by us.
-                let own = std::iter::once((image, Sharing::Force));
-                View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))
-            };
-            let (old, new) = (view(below)?, view(&self.new.layers)?);
-            let old_size = below.first().and_then(Layer::virtual_size).unwrap_or_default();
-            let zeros = match self.moving.sparse {
-                0 => Zeros::WriteBehind(old_size, Unmap::Allow),
-                _ => Zeros::Write(Unmap::Allow),
-            };
-            let copy = Copy {
-                source: &**old.disk(),
-                target: &**writable.disk(),
-                moving: &self.moving,
-                zeros,
-                unit: match self.compressed {
-                    true => writable.unit(),
-                    false => writable.part(),
-                },
-                compressed: writable.qcow2().map(|disk| &**disk).filter(|_| self.compressed),
-                observer,
-                total: self.to_compare,
-            };
-            copy_differences(&copy, Pair { a: &old, b: &new }, old.size())?;
-            writable.finish()?
+        let file = match &self.held {
+            Held::Same(file) => file.clone(),
+            Held::Compared {
+                image: reserved,
+                old,
+                new,
+            } => {
+                let writable = image.open_reserved(reserved, below, Sharing::Locked)?;
+                let old_size = below.first().and_then(Layer::virtual_size).unwrap_or_default();
+                let zeros = match self.moving.sparse {
+                    0 => Zeros::WriteBehind(old_size, Unmap::Allow),
+                    _ => Zeros::Write(Unmap::Allow),
+                };
+                let copy = Copy {
+                    source: &**old.disk(),
+                    target: &**writable.disk(),
+                    moving: &self.moving,
+                    zeros,
+                    unit: match self.compressed {
+                        true => writable.unit(),
+                        false => writable.part(),
+                    },
+                    compressed: writable.qcow2().map(|disk| &**disk).filter(|_| self.compressed),
+                    observer,
+                    total: self.to_compare,
+                };
+                copy_differences(&copy, Pair { a: old, b: new }, old.size())?;
+                writable.finish()?
+            }
         };
         observer.check()?;
         set_backing(&file, self.backing.as_ref())
@@ -161,7 +175,7 @@ impl fmt::Display for Plan {
                 write!(f, "{image}: is put on '{}' ({})", link.shown(), backing.format)?;
             }
         }
-        if self.same {
+        if matches!(self.held, Held::Same(_)) {
             return f.write_str(", which is its backing image already");
         }
         let compressed = if self.compressed { ", compressed" } else { "" };

@@ -15,11 +15,14 @@ use crate::writable::Writable;
 use catena_engine::qcow2::{self, CheckOptions, shrink};
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::{Format, limits};
-use catena_storage::Storage;
+use catena_storage::{LocalFile, Storage};
 use std::fmt;
 
 /// Guests see whole sectors.
 const SECTOR: u64 = 512;
+
+/// Bytes that are given their space at once: whole clusters of any size.
+const STEP: u64 = 64 << 20;
 
 /// What to resize.
 #[derive(Clone, Debug)]
@@ -147,40 +150,64 @@ impl Plan {
         };
         let named = |error: Error| error.with_path(image.name());
         if self.new > self.old {
+            observer.check()?;
             let mut writable = self.chain.open_writable(0, Sharing::Locked)?;
             writable.grow(self.new)?;
-            self.preallocate(&writable).map_err(named)?;
-            writable.finish()?;
+            let kept = self.preallocate(&writable, observer);
+            let file = writable.finish();
+            if kept.is_err() {
+                // Nobody has seen what is new: without its space it goes again, and the same command can be given again. Where
+                // even that fails, the first error is the one to tell.
+                if let Ok(file) = &file {
+                    let _ = cut_off(image.format, file, self.old, &CheckOptions::default());
+                }
+                kept.map_err(named)?;
+            }
+            file?;
         } else if self.new < self.old {
             let file = image.reopen_for_writing()?;
             let tell = |done, total| observer.step(done, total);
             let options = CheckOptions::default().watched(&tell);
-            match image.format {
-                Format::Qcow2 => shrink(&file, self.new, &options).map_err(named)?,
-                _ => {
-                    file.set_len(self.new)?;
-                    file.flush()?;
-                }
-            }
+            cut_off(image.format, &file, self.new, &options).map_err(named)?;
         }
         Ok(())
     }
 }
 
+/// Makes a disk smaller that nobody else uses.
+fn cut_off(format: Format, file: &LocalFile, size: u64, options: &CheckOptions<'_>) -> Result<()> {
+    match format {
+        Format::Qcow2 => shrink(file, size, options),
+        _ => {
+            file.set_len(size)?;
+            Ok(file.flush()?)
+        }
+    }
+}
+
 impl Plan {
-    /// Gives what is new its space.
-    fn preallocate(&self, writable: &Writable) -> Result<()> {
+    /// Gives what is new its space, step by step.
+    fn preallocate(&self, writable: &Writable, observer: &dyn Observer) -> Result<()> {
         let how = match self.preallocation {
             Preallocation::Off => return Ok(()),
             Preallocation::Metadata => qcow2::Preallocation::Metadata,
             Preallocation::Falloc => qcow2::Preallocation::Falloc,
             Preallocation::Full => qcow2::Preallocation::Full,
         };
-        match (writable.qcow2(), how) {
-            (Some(disk), _) => disk.preallocate(self.old..self.new, how),
-            (None, qcow2::Preallocation::Full) => write_zeros(writable.file(), self.old, self.new),
-            (None, _) => Ok(writable.file().allocate(self.old, self.new - self.old)?),
+        let mut at = self.old;
+        while at < self.new {
+            if !observer.step(at - self.old, self.new - self.old) {
+                observer.check()?;
+            }
+            let to = (at / STEP).saturating_add(1).saturating_mul(STEP).min(self.new);
+            match (writable.qcow2(), how) {
+                (Some(disk), _) => disk.preallocate(at..to, how)?,
+                (None, qcow2::Preallocation::Full) => write_zeros(writable.file(), at, to)?,
+                (None, _) => writable.file().allocate(at, to - at)?,
+            }
+            at = to;
         }
+        Ok(())
     }
 }
 

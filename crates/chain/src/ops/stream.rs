@@ -13,6 +13,7 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
+use crate::writable::Reserved;
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
 use std::fmt;
 
@@ -39,6 +40,9 @@ pub struct Plan {
     to_copy: u64,
     moving: Moving,
     compressed: bool,
+    /// The locks from the plan to the end, so that nothing that was looked at can change between: of the image, which is written,
+    /// and of what it shows. Nothing where nothing is to do.
+    held: Option<(Reserved, View)>,
 }
 
 /// Decides.
@@ -59,12 +63,17 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         (Some(base), Some(owner)) => Some(reference_to(image, owner, base)?),
         _ => None,
     };
-    let mut to_copy = 0;
+    let (mut to_copy, mut held) = (0, None);
     if kept > 1 {
         changeable_header(image)?;
         chain.check_not_encrypted(0)?;
-        let view = View::open(&chain.layers.iter().collect::<Vec<_>>(), Sharing::Force)?;
+        let reserved = image.reserve()?;
+        let below = chain.layers.get(1..).unwrap_or_default();
+        // The image itself is locked for writing, by us.
+        let own = std::iter::once((image, Sharing::Force));
+        let view = View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))?;
         to_copy = bytes_to_copy(missing(&**view.disk(), kept, chain.layers.len()))?;
+        held = Some((reserved, view));
     }
     Ok(Plan {
         kept,
@@ -72,6 +81,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         to_copy,
         moving: request.moving.clone(),
         compressed: request.compressed,
+        held,
         chain,
     })
 }
@@ -106,18 +116,16 @@ impl Plan {
 
     /// Pulls them up.
     pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
-        if self.is_done() {
+        let Some((reserved, view)) = &self.held else {
             return Ok(());
-        }
+        };
         observer.check()?;
         let (image, below) = self
             .chain
             .layers
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no image"))?;
-        let writable = image.open_writable(below, Sharing::Locked)?;
-        let own = std::iter::once((image, Sharing::Force));
-        let view = View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))?;
+        let writable = image.open_reserved(reserved, below, Sharing::Locked)?;
         let copy = Copy {
             source: &**view.disk(),
             target: &**writable.disk(),

@@ -4,6 +4,7 @@
 //! order that every writer must: data, the table that leads to it, their refcounts, and the entry that makes them
 //! reachable last. It is no engine, and refuses what it does not know.
 
+use super::stage::system;
 use catena::chain::Layer;
 use catena::open::Sharing;
 use catena::{Disk, Error, ErrorKind, Format, GuestOffset, Policy, Result, Start, detect};
@@ -13,6 +14,7 @@ use catena_format::qcow2::rewrite;
 use catena_format::qcow2::{BackingName, Cluster, Extension, Header, Incompatible, L1Entry, Layout, Version};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Bit 63 of L1 and L2 entries: the refcount is exactly one.
 const COPIED: u64 = 1 << 63;
@@ -83,6 +85,15 @@ pub fn write_qcow2(path: &Path, bytes: &[u8], at: u64) -> Result<()> {
         (None, None) => return Err(unknown_kind()),
     }
     Ok(file.flush()?)
+}
+
+/// Has the guest's image be the one that was written last.
+pub fn goes_on(path: &Path) -> Result<()> {
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.set_modified(SystemTime::now()))
+        .map_err(|error| system(error, "cannot set a time").with_path(path))
 }
 
 /// Makes an image record something else of its backing, without a look at what the guest then sees: what a careless
