@@ -385,6 +385,7 @@ fn committed_layers_are_deleted_and_what_is_above_stands_on_the_base() {
     let plan = commit::plan(&request, &Policy::libvirt()).unwrap();
     assert_eq!(plan.depth(), 2);
     plan.execute(&Silent).unwrap();
+    drop(plan);
     assert!(!folder.file("one.qcow2").exists() && !folder.file("two.qcow2").exists());
     folder.img("compare -q expected.raw three.qcow2");
     folder.img("check -q three.qcow2");
@@ -431,6 +432,65 @@ fn an_image_in_use_is_not_committed() {
     let _writer = writer.open_writable(0, catena::open::Sharing::Locked).unwrap();
     let mut request = commit_request(&folder.file("one.qcow2"), After::Keep);
     request.children.forced = true;
+    let refused = commit::plan(&request, &Policy::libvirt()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+}
+
+#[test]
+fn nobody_else_uses_what_a_plan_writes_until_it_is_gone() {
+    let folder = Folder::new();
+    layered(&folder);
+    let mut request = commit_request(&folder.file("one.qcow2"), After::Keep);
+    request.children.forced = true;
     let plan = commit::plan(&request, &Policy::libvirt()).unwrap();
-    assert_eq!(plan.execute(&Silent).unwrap_err().kind(), ErrorKind::Locked);
+    let base = detect(
+        &Start::at(folder.file("base.raw"), Some(Format::Raw)),
+        &Policy::libvirt(),
+    );
+    let writer = || base.open_writable(0, catena::open::Sharing::Locked);
+    assert_eq!(writer().unwrap_err().kind(), ErrorKind::Locked);
+    plan.execute(&Silent).unwrap();
+    assert_eq!(writer().unwrap_err().kind(), ErrorKind::Locked);
+    drop(plan);
+    writer().unwrap();
+}
+
+#[test]
+fn an_existing_target_is_overwritten_but_for_the_zeros_it_is_known_to_hold() {
+    let folder = Folder::new();
+    folder.img("create -q -f raw from.raw 4M");
+    folder.io("raw", "from.raw", &["write -P 5 1M 64k"]);
+    let existing = |name: &str, is_zero| convert::Request {
+        target: Target::Existing {
+            path: folder.file(name),
+            format: Some(Format::Qcow2),
+            is_zero,
+        },
+        ..to_raw(&folder.file("from.raw"), &folder.file(name))
+    };
+    // What was there before goes, also where the source has nothing.
+    folder.img("create -q -f qcow2 full.qcow2 5M");
+    folder.io("qcow2", "full.qcow2", &["write -P 9 0 5M"]);
+    convert(&existing("full.qcow2", false)).unwrap();
+    folder.io(
+        "qcow2",
+        "full.qcow2",
+        &["read -P 0 0 1M", "read -P 5 1M 64k", "read -P 0 2M 2M"],
+    );
+    folder.img("check -q full.qcow2");
+    // An image that is known to read as zeros is given its data and nothing else.
+    folder.img("create -q -f qcow2 empty.qcow2 4M");
+    convert(&existing("empty.qcow2", true)).unwrap();
+    folder.img("compare -q -f raw -F qcow2 from.raw empty.qcow2");
+    let map = folder.img("map --output=json empty.qcow2");
+    let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+    let present = |entry: &&serde_json::Value| entry["present"] == true;
+    let present: Vec<_> = map.as_array().unwrap().iter().filter(present).collect();
+    assert_eq!(present.len(), 1, "{map}");
+    assert_eq!(present[0]["length"], 65_536, "{map}");
+    // The caller's word is taken: what is there and was said to be zeros stays.
+    folder.img("create -q -f qcow2 lied.qcow2 4M");
+    folder.io("qcow2", "lied.qcow2", &["write -P 9 2M 64k"]);
+    convert(&existing("lied.qcow2", true)).unwrap();
+    folder.io("qcow2", "lied.qcow2", &["read -P 5 1M 64k", "read -P 9 2M 64k"]);
 }

@@ -31,7 +31,7 @@ pub const OPTIONS: Options = Options {
 };
 
 /// Guest bytes that are mapped at once.
-const PIECE: u64 = 64 << 20;
+const PIECE: u64 = 256 << 20;
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
@@ -277,47 +277,64 @@ impl Map {
         let mut at = start;
         while at < end {
             let to = end.min(at.saturating_add(PIECE));
-            self.layer(0, at, to, &mut each)?;
+            self.piece(at, to, &mut each)?;
             at = to;
         }
         Ok(())
     }
 
-    /// What the layers from one on say about a range. It lies within the layer.
-    fn layer(
-        &self,
-        depth: usize,
-        start: u64,
-        end: u64,
-        each: &mut dyn FnMut(Entry) -> Result<()>,
-    ) -> Result<()> {
-        let Some(layer) = self.layers.get(depth) else {
-            return Ok(());
-        };
-        let mut extents = Vec::new();
-        layer
-            .image
-            .map(GuestOffset(start), GuestOffset(end), &mut extents)
-            .map_err(|failed| error(format!("Could not read file metadata: {}", failed.full())))?;
-        for extent in extents {
-            let (from, to) = (extent.start.0, extent.end().0);
-            if extent.kind != ExtentKind::Unallocated {
-                layer.entries(depth, &extent, each)?;
-                continue;
-            }
+    /// What the layers say about a range: each is asked once, and for what those above leave open.
+    fn piece(&self, start: u64, end: u64, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
+        let mut answered = Vec::new();
+        let mut open = vec![(start, end)];
+        let mut own = Vec::new();
+        for (depth, layer) in self.layers.iter().enumerate() {
+            let (Some((first, _)), Some((_, last))) = (open.first(), open.last()) else {
+                break;
+            };
+            own.clear();
+            layer
+                .image
+                .map(GuestOffset(*first), GuestOffset(*last), &mut own)
+                .map_err(|failed| error(format!("Could not read file metadata: {}", failed.full())))?;
+            // What the next layer does not reach is zeros, and nobody below it is asked.
             let below = self
                 .layers
                 .get(depth + 1)
-                .map_or(from, |below| below.image.virtual_size())
-                .clamp(from, to);
-            if from < below {
-                self.layer(depth + 1, from, below, each)?;
+                .map_or(0, |below| below.image.virtual_size());
+            let mut still_open: Vec<(u64, u64)> = Vec::with_capacity(open.len());
+            let mut push = |entry| {
+                answered.push(entry);
+                Ok(())
+            };
+            let mut extents = own.iter().peekable();
+            for (from, to) in &open {
+                while let Some(extent) = extents.peek() {
+                    let part = extent.clip(GuestOffset(*from), GuestOffset(*to));
+                    if let Some(part) = part.filter(|part| part.kind != ExtentKind::Unallocated) {
+                        layer.entries(depth, &part, &mut push)?;
+                    } else if let Some(part) = part {
+                        let (from, to) = (part.start.0, part.end().0);
+                        let reached = below.clamp(from, to);
+                        match still_open.last_mut() {
+                            Some(last) if last.1 == from && from < reached => last.1 = reached,
+                            _ if from < reached => still_open.push((from, reached)),
+                            _ => {}
+                        }
+                        if reached < to {
+                            layer.nothing(depth, reached, to, &mut push)?;
+                        }
+                    }
+                    if extent.end().0 > *to {
+                        break;
+                    }
+                    extents.next();
+                }
             }
-            if below < to {
-                layer.nothing(depth, below, to, each)?;
-            }
+            open = still_open;
         }
-        Ok(())
+        answered.sort_by_key(|entry| entry.start);
+        answered.into_iter().try_for_each(each)
     }
 }
 

@@ -196,3 +196,29 @@ fn a_committed_layer_stays_as_an_empty_overlay() {
     let again = done(&images, "commit tuesday.qcow2 -f qcow2");
     assert!(again.out.contains("takes 0 bytes"), "{again:?}");
 }
+
+#[test]
+fn a_dry_run_says_who_uses_an_image_as_the_run_itself_would() {
+    let images = chain();
+    images.img("create -q -f raw other.raw 4M");
+    let user = catena::detect(
+        &catena::Start::at(images.file("tuesday.qcow2"), Some(catena::Format::Qcow2)),
+        &catena::Policy::libvirt(),
+    );
+    let _user = user.open_writable(0, catena::open::Sharing::Locked).unwrap();
+    for words in [
+        "commit tuesday.qcow2 -f qcow2",
+        "rebase tuesday.qcow2 -f qcow2 -b other.raw -F raw",
+        "stream tuesday.qcow2 -f qcow2",
+        "flatten tuesday.qcow2 -f qcow2",
+    ] {
+        let told = failed(&images, &format!("{words} --dry-run"));
+        let done = failed(&images, words);
+        assert_eq!(told.err, done.err, "{words}");
+        let process = std::process::id().to_string();
+        assert!(told.err.contains(&process), "{words}: {told:?}");
+    }
+    // What it stands on is read, and so must not be written meanwhile, but others may read it.
+    let told = failed(&images, "commit tuesday.qcow2 -f qcow2 --base base.raw --dry-run");
+    assert!(told.err.contains("tuesday.qcow2"), "{told:?}");
+}

@@ -5,6 +5,7 @@ mod chains;
 #[path = "../common/mod.rs"]
 mod common;
 mod copies;
+mod cut_off;
 mod forests;
 mod insides;
 mod questions;
