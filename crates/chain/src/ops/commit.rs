@@ -182,7 +182,13 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     let writes = |piece: Result<Piece>| piece.map_or(true, |piece| piece.what != What::Skip);
     if request.after == After::Delete || grows_to.is_some() || held(&**view.disk(), layers.len()).any(writes)
     {
-        request.children.check(&changed, &chain.layers)?;
+        let refused = request.children.check(&changed, &chain.layers);
+        // A commit that was stopped when the base had all of it, but its highest layer was not emptied yet.
+        if refused.is_err()
+            && (request.after == After::Delete || grows_to.is_some() || !is_shown(&chain, top, base)?)
+        {
+            refused?;
+        }
     }
     Ok(Plan {
         top,
@@ -234,6 +240,20 @@ fn left_over(request: &Request, chain: &Chain, policy: &Policy) -> Result<Option
     let mut layers = below.layers;
     layers.truncate(base);
     Ok(Some(layers))
+}
+
+/// Whether the base shows all that the layers above it do. They are locked already.
+fn is_shown(chain: &Chain, top: usize, base: usize) -> Result<bool> {
+    let view = |from: usize| {
+        let layers = chain.layers.iter().enumerate().skip(from);
+        View::open_with(layers.map(|(number, layer)| {
+            let ours = number <= base;
+            (layer, if ours { Sharing::Force } else { Sharing::Locked })
+        }))
+    };
+    let (shown, kept) = (view(top)?, view(base)?);
+    Ok(shown.size() <= kept.size()
+        && first_difference_within(&shown, &kept, shown.size(), &Silent)?.is_none())
 }
 
 /// What is to be written to a base that lies below so many layers: all that they answer for.
