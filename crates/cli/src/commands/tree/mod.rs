@@ -21,7 +21,7 @@ use std::process::ExitCode;
 Examples:
   catena tree /var/lib/libvirt/images
   catena tree --output svg /srv/vms > forest.svg
-  catena tree --output json /srv/vms | jq '.images[] | select(.needed | not).path'
+  catena tree --output json /srv | jq '.images[] | select(.needed | not).path'
   find /srv -name '*.qcow2' | catena tree --list -
 
 Each base stands above its overlays. Only headers are read, and nothing is
