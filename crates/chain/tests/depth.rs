@@ -4,7 +4,7 @@
 use catena::open::Sharing;
 use catena::{Disk, End, GuestOffset, Policy, Start, detect};
 use catena_format::qcow2::{Cluster, ClusterBits, CreateOptions, L1Entry, Layout, NewImage};
-use catena_storage::{LocalFile, OpenOptions, Storage};
+use catena_storage::{LocalFile, OpenOptions};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
