@@ -80,7 +80,8 @@ fn plan_all(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
         }
         let sector = sector_0(&start);
         let name_write = (!name.is_empty()).then(|| (place as u64, name.to_vec()));
-        return Ok(name_write.into_iter().chain([(0, sector)]).collect());
+        let home = name_home(&bare, place, name)?;
+        return Ok(name_write.into_iter().chain([(0, sector)]).chain(home).collect());
     }
     if new.version == Version::V2 {
         // No field says where a version 2 header ends, so it cannot grow; such a header has a name as its only
@@ -107,12 +108,25 @@ fn plan_all(area: &[u8], old: &Header, new: &Header) -> Result<Vec<Write>> {
         100,
         &u32::try_from(copy).unwrap_or(u32::MAX).to_be_bytes(),
     );
-    Ok(vec![
+    let writes = [
         (copy as u64, behind),
         (0, sector_0(&grown)),
         (SECTOR as u64, behind_sector_0(&bare)),
         (0, sector_0(&ended)),
-    ])
+    ];
+    Ok(writes.into_iter().chain(name_home(&bare, place, name)?).collect())
+}
+
+/// Brings a name from `place`, where it is by now, to the end of the extensions, where others look for it. Nothing where it is
+/// there already, or would lie over itself.
+fn name_home(bare: &[u8], place: usize, name: &[u8]) -> Result<Vec<Write>> {
+    let home = bare.len();
+    if name.is_empty() || home + name.len() > place {
+        return Ok(Vec::new());
+    }
+    let mut start = with_name_at(bare, home, name)?;
+    start.extend_from_slice(name);
+    Ok(vec![(home as u64, name.to_vec()), (0, sector_0(&start))])
 }
 
 /// Everything but the name, whose fields are zero.
@@ -154,7 +168,9 @@ fn free_place(
 ) -> Result<usize> {
     let overlaps = |place: usize| old_name.is_some_and(|(start, end)| place < end && start < place + len);
     let behind = old_name.map(|(_, end)| end.next_multiple_of(8).max(from));
-    [Some(from), behind]
+    // Rather so far behind that it can come to the front afterwards.
+    let far_behind = behind.map(|place| place.max((from + len).next_multiple_of(8)));
+    [Some(from), far_behind, behind]
         .into_iter()
         .flatten()
         .find(|place| !overlaps(*place) && place + len <= cluster_size)
@@ -288,6 +304,27 @@ mod tests {
                 let header = Header::read(&area).unwrap();
                 assert_eq!((header.header_length, header.l1_offset), (112, old.l1_offset));
             }
+        }
+    }
+
+    #[test]
+    fn a_name_ends_up_right_behind_the_extensions() {
+        let mut options = CreateOptions::new(1 << 20).unwrap();
+        options.backing = Some((b"base.img".to_vec(), b"raw".to_vec()));
+        let mut area = NewImage::lay_out(&options).unwrap().header.encode().unwrap();
+        area.resize(1 << 16, 0);
+        for (name, format) in [
+            (b"first.img".as_slice(), b"raw".as_slice()),
+            (b"a/longer/name.qcow2", b"a-longer-format"),
+            (b"first.img", b"raw"),
+        ] {
+            let old = Header::read(&area).unwrap();
+            let new = change(&old, name, Some(format));
+            let writes = plan(&area, &old, &new).unwrap();
+            area = every_state(&area, &writes).pop().unwrap();
+            let backing = Header::read(&area).unwrap().backing.unwrap();
+            let end = encode_without_name(&new).unwrap().len() as u64;
+            assert_eq!((backing.offset, backing.name.as_slice()), (end, name));
         }
     }
 
