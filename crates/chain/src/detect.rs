@@ -639,7 +639,11 @@ fn open_named(source: &mut Source, policy: &Policy) -> Result<Option<LayerFile>>
 }
 
 impl LayerFile {
-    pub(crate) fn new(storage: LocalFile) -> Result<Self> {
+    /// Of a file that is open to be read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] where the system does not tell which file it is.
+    pub fn new(storage: LocalFile) -> Result<Self> {
         let unknown = || Error::new(ErrorKind::Io, "the system does not tell which file it is");
         let identity = storage.identity().ok_or_else(unknown)?;
         let allocated = storage.allocated()?;

@@ -12,14 +12,18 @@ use super::objects::Objects;
 use super::open::{self, Named, Opened, Purpose};
 use super::options::{Cache, cache_mode};
 use super::program::{self, Program, Result, error, usage};
+use super::snapshots;
 use super::target::Target;
 use catena_engine::qcow2::{CheckOptions, metadata};
 use catena_engine::{ErrorKind, StorageBytes};
 use catena_format::Bytes;
-use catena_format::qcow2::{Autoclear, Compatible, Header, Incompatible, RefcountWidth, Snapshot, Version};
+use catena_format::qcow2::{Autoclear, Compatible, Header, Incompatible, RefcountWidth, Version};
 use catena_storage::Storage;
 use options::{Amendment, State};
 use std::cmp::Ordering;
+
+/// What QEMU was at when it found that it cannot take version 3 away.
+const NOT_EXPANDED: &str = "Failed to turn zero into data clusters";
 
 /// Features of version 3 that can be taken away.
 const REMOVABLE: Incompatible = Incompatible::DIRTY;
@@ -119,15 +123,15 @@ fn perform(
     }
     let amendment = Amendment::parse(list).map_err(error)?;
     progress.at(0);
-    let done = amend(&opened, &amendment);
+    let done = amend(program, &opened, &amendment);
     progress.at(100);
     done.map(|()| 0)
 }
 
-fn amend(opened: &Opened, amendment: &Amendment) -> Result<()> {
+fn amend(program: &Program, opened: &Opened, amendment: &Amendment) -> Result<()> {
     let bytes = StorageBytes::new(&opened.held).map_err(error)?;
     let header = Header::read(&bytes).map_err(error)?;
-    let snapshots = Snapshot::read_all(&header, &bytes).map_err(error)?;
+    let snapshots = snapshots::read(&header, &bytes).map_err(error)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let backing_file = header.backing.as_ref().map(|backing| text(&backing.name));
     let backing_fmt = header.backing_format().map(text);
@@ -154,8 +158,18 @@ fn amend(opened: &Opened, amendment: &Amendment) -> Result<()> {
     {
         check_width(&opened.held, &header, order)?;
     }
+    let downgrades = !is_v3 && state.is_v3;
+    if downgrades
+        && let Some((text, word)) = snapshots
+            .iter()
+            .find_map(|snapshot| snapshots::l1_fault(&header, snapshot))
+    {
+        program.say(text);
+        return Err(error(format!("{NOT_EXPANDED}: {word}")));
+    }
     // Whatever asks for version 3 comes after it, and before version 2.
     change(
+        program,
         opened,
         &metadata::Amend {
             version: (is_v3 && !state.is_v3).then_some(Version::V3),
@@ -171,10 +185,11 @@ fn amend(opened: &Opened, amendment: &Amendment) -> Result<()> {
     if let Some(size) = amendment.size {
         resize(opened, header.virtual_size, size)?;
     }
-    if !is_v3 && state.is_v3 {
+    if downgrades {
         let version = Some(Version::V2);
         let lazy_refcounts = None;
         change(
+            program,
             opened,
             &metadata::Amend {
                 version,
@@ -186,12 +201,20 @@ fn amend(opened: &Opened, amendment: &Amendment) -> Result<()> {
     Ok(())
 }
 
-fn change(opened: &Opened, amendment: &metadata::Amend) -> Result<()> {
+fn change(program: &Program, opened: &Opened, amendment: &metadata::Amend) -> Result<()> {
     if *amendment == metadata::Amend::default() {
         return Ok(());
     }
-    metadata::amend(&opened.held, amendment, &CheckOptions::default())
-        .map_err(|why| error(format!("Could not amend the image: {}", why.message())))
+    metadata::amend(&opened.held, amendment, &CheckOptions::default()).map_err(|why| {
+        let could_not = error(format!("Could not amend the image: {}", why.message()));
+        match why.kind() {
+            ErrorKind::Corrupt if amendment.version == Some(Version::V2) => {
+                program.report(&could_not);
+                error(format!("{NOT_EXPANDED}: Input/output error"))
+            }
+            _ => could_not,
+        }
+    })
 }
 
 fn resize(opened: &Opened, present: u64, size: u64) -> Result<()> {

@@ -103,6 +103,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
 impl Request {
     fn perform(&self, opened: Opened, name: &str, percent: &Percent) -> Result<()> {
         let base = self.find_base(&opened, name)?;
+        opened.is_by_its_name()?;
         let layer = opened.top()?;
         let request = commit::Request {
             start: Start {
@@ -133,7 +134,7 @@ impl Request {
             let shown = names.get(base).map(String::as_str).unwrap_or_default();
             check_base(&path, format, shown)?;
         }
-        let failed = |why: catena::Error| error(errno::word(&why));
+        let failed = |why: catena::Error| error(format!("Block job failed: {}", errno::word(&why)));
         commit::plan(&request, &Policy::libvirt())
             .and_then(|plan| plan.execute(percent))
             .map_err(failed)?;

@@ -218,11 +218,29 @@ pub enum Use {
     Amend,
 }
 
+/// Formats and protocols in which QEMU makes images and we do not: a QEMU that was built without them does not know them.
+pub const MADE_BY_QEMU: &[&str] = &[
+    "gluster",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "parallels",
+    "qcow",
+    "qed",
+    "rbd",
+    "ssh",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+];
+
 /// The sentence for a format that cannot be created, if it is one of those.
 pub fn creatable(format: &str) -> Result<(), String> {
     match format {
         "raw" | "qcow2" | "file" => Ok(()),
-        known if nodes::is_driver(known) => {
+        known if nodes::is_driver(known) && !MADE_BY_QEMU.contains(&known) => {
             Err(format!("Format driver '{known}' does not support image creation"))
         }
         other => Err(format!("Unknown file format '{other}'")),
@@ -231,7 +249,7 @@ pub fn creatable(format: &str) -> Result<(), String> {
 
 /// The sentence for a format that nobody knows.
 pub fn known(format: &str) -> Result<(), String> {
-    match nodes::is_driver(format) {
+    match nodes::is_driver(format) && !MADE_BY_QEMU.contains(&format) {
         true => Ok(()),
         false => Err(format!("Unknown file format '{format}'")),
     }

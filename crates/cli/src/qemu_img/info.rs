@@ -203,7 +203,7 @@ impl Image {
         let mut specific = None;
         if let (Some(header), Some(bytes)) = (header, &bytes) {
             let could_not = |text: String| error(format!("Could not open '{name}': {text}"));
-            snapshots = Snapshot::read_all(header, bytes).map_err(|fault| could_not(fault.to_string()))?;
+            snapshots = snapshots::read(header, bytes).map_err(|fault| could_not(fault.to_string()))?;
             specific = Some(qcow2(header, bytes).map_err(could_not)?);
         }
         let backing = header.and_then(|header| header.backing.as_ref()).map(|backing| {

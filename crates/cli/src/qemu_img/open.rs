@@ -7,9 +7,9 @@ use super::header;
 use super::measure::SnapshotName;
 use super::nodes::{self, Backing, Node};
 use super::program::{Failure, Program};
-use catena::{Break, Chain, End, Format, Layer, Policy, Source, Stack, Start, detect};
+use super::snapshots;
+use catena::{Break, Chain, End, Format, Layer, LayerFile, Policy, Source, Stack, Start, detect};
 use catena_engine::StorageBytes;
-use catena_format::qcow2::Snapshot;
 use catena_format::recognise;
 use catena_storage::{LocalFile, LockMode, OpenOptions, Permission, Permissions, Storage};
 use std::io::Write;
@@ -81,7 +81,7 @@ impl Opened {
             );
         };
         let bytes = StorageBytes::new(&file.storage).map_err(|error| error.to_string())?;
-        let all = Snapshot::read_all(header, &bytes).map_err(|error| error.to_string())?;
+        let all = snapshots::read(header, &bytes).map_err(|error| error.to_string())?;
         let found = match snapshot {
             SnapshotName::Either(text) => {
                 let by_id = all.iter().find(|one| one.id == *text);
@@ -94,9 +94,22 @@ impl Opened {
             }),
         };
         let found = found.ok_or_else(none)?;
+        if let Some((text, _)) = snapshots::l1_fault(header, found) {
+            return Err(text.to_owned());
+        }
         self.chain
             .open_snapshot(&found.id, catena::open::Sharing::Force)
             .map_err(|error| error.full())
+    }
+
+    /// Fails where the image cannot be found again by its name alone: what it is on is told by the command line.
+    pub fn is_by_its_name(&self) -> Result<(), Failure> {
+        match self.node.data_file {
+            None => Ok(()),
+            Some(_) => Err(super::program::error(
+                "a data file other than the recorded one is not supported here",
+            )),
+        }
     }
 
     /// The driver of the active image.
@@ -180,6 +193,9 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
             .broken()
             .map_or_else(String::new, |broken| broken.error.full()));
     }
+    if let Some(given) = &node.data_file {
+        give_data_file(&mut chain, given)?;
+    }
     let mut names = vec![node.shown()];
     if purpose.alone {
         return Ok(Opened {
@@ -251,6 +267,31 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
         names,
         held: file,
     })
+}
+
+/// The data file that the user names takes the place of the recorded one.
+fn give_data_file(chain: &mut Chain, given: &Node) -> Result<(), String> {
+    let Some(layer) = chain.layers.first_mut() else {
+        return Ok(());
+    };
+    let Some(data_file) = &mut layer.data_file else {
+        return Err("'data-file' can only be set for images with an external data file".to_owned());
+    };
+    if given.offset.is_some() || given.size.is_some() || given.driver.as_deref() == Some("qcow2") {
+        return Err("a part of a file as a data file is not supported".to_owned());
+    }
+    let file = open_file(&given.filename, given.protocol.as_deref(), false)?;
+    let file = LayerFile::new(file).map_err(|error| error.full())?;
+    let is_own = layer
+        .file
+        .as_ref()
+        .is_some_and(|own| own.identity.object() == file.identity.object());
+    if is_own {
+        return Err("the data file is the image itself".to_owned());
+    }
+    data_file.source = Some(Source::file(&given.filename));
+    data_file.file = Ok(file);
+    Ok(())
 }
 
 /// How QEMU names the image that a recorded string leads to.

@@ -108,6 +108,7 @@ impl Said {
                 ..Purpose::default()
             },
         )?;
+        opened.is_by_its_name()?;
         let layer = opened.top()?;
         if self.compressed && layer.format != Format::Qcow2 {
             return Err(error("Compression not supported for this file format"));

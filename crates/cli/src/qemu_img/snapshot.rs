@@ -10,6 +10,7 @@ use super::snapshots;
 use catena_engine::qcow2::check::CheckOptions;
 use catena_engine::qcow2::metadata::{self, snapshot::NewSnapshot};
 use catena_engine::{ErrorKind, StorageBytes};
+use catena_format::limits;
 use catena_format::qcow2::{Autoclear, Header, Snapshot};
 
 pub const OPTIONS: Options = Options {
@@ -96,7 +97,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             let layer = opened.top()?;
             if let (Some(header), Some(file)) = (&layer.header, &layer.file) {
                 let bytes = StorageBytes::new(&file.storage).map_err(error)?;
-                let list = Snapshot::read_all(header, &bytes).map_err(error)?;
+                let list = snapshots::read(header, &bytes).map_err(error)?;
                 if !list.is_empty() {
                     program::print(&snapshots::table(&list));
                 }
@@ -107,7 +108,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             create(&opened, &tag).map_err(|why| error(format!("Could not create snapshot '{tag}': {why}")))
         }
         Action::Apply(tag) => {
-            apply(&opened, &tag).map_err(|why| error(format!("Could not apply snapshot '{tag}': {why}")))
+            apply(program, &opened, &tag).map_err(|why| error(format!("Could not apply snapshot '{tag}': {why}")))
         }
         Action::Delete(tag) => {
             delete(&opened, &tag).map_err(|why| error(format!("Could not delete snapshot '{tag}': {why}")))
@@ -130,13 +131,16 @@ fn header(opened: &Opened) -> Result<Option<Header>, String> {
 
 fn all(opened: &Opened, header: &Header) -> Result<Vec<Snapshot>, String> {
     let bytes = StorageBytes::new(&opened.held).map_err(|why| why.to_string())?;
-    Snapshot::read_all(header, &bytes).map_err(|why| why.to_string())
+    snapshots::read(header, &bytes).map_err(|why| why.to_string())
 }
 
 fn create(opened: &Opened, tag: &str) -> Result<u8, String> {
     let header = header(opened)?.filter(|header| !header.has_data_file());
     if header.is_none() {
         return Err(NOT_SUPPORTED.to_owned());
+    }
+    if header.is_some_and(|header| header.snapshot_count >= limits::QCOW2_SNAPSHOTS) {
+        return Err("File too large".to_owned());
     }
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -158,7 +162,7 @@ fn create(opened: &Opened, tag: &str) -> Result<u8, String> {
     Ok(0)
 }
 
-fn apply(opened: &Opened, tag: &str) -> Result<u8, String> {
+fn apply(program: &Program, opened: &Opened, tag: &str) -> Result<u8, String> {
     let Some(header) = header(opened)? else {
         // Applying opens the image once more, and QEMU warns once more.
         if opened.node.driver.is_none() && !opened.node.bare {
@@ -178,6 +182,13 @@ fn apply(opened: &Opened, tag: &str) -> Result<u8, String> {
     let by_id = all.iter().position(|one| one.id == tag);
     let found = by_id.or_else(|| all.iter().position(|one| one.name == tag));
     let index = found.ok_or_else(|| not_loaded("No such file or directory"))?;
+    let fault = all
+        .get(index)
+        .and_then(|snapshot| snapshots::l1_fault(&header, snapshot));
+    if let Some((text, word)) = fault {
+        program.say(text);
+        return Err(not_loaded(word));
+    }
     metadata::snapshot::apply(&opened.held, index, &CheckOptions::default())
         .map_err(|why| not_loaded(&errno::word(&why)))?;
     Ok(0)
@@ -187,10 +198,17 @@ fn delete(opened: &Opened, tag: &str) -> Result<u8, String> {
     let not_found = || "snapshot not found".to_owned();
     let header = header(opened)?.ok_or_else(not_found)?;
     // By its name alone.
-    let index = all(opened, &header)?
+    let all = all(opened, &header)?;
+    let index = all
         .iter()
         .position(|one| one.name == tag)
         .ok_or_else(not_found)?;
+    let fault = all
+        .get(index)
+        .and_then(|snapshot| snapshots::l1_fault(&header, snapshot));
+    if let Some((text, _)) = fault {
+        return Err(text.to_owned());
+    }
     metadata::snapshot::delete(&opened.held, index, &CheckOptions::default())
         .map_err(|why| errno::word(&why))?;
     Ok(0)

@@ -2,10 +2,32 @@
 
 use super::qdict::{Object, Value};
 use super::size::human;
-use catena_format::qcow2::Snapshot;
+use catena_format::Bytes;
+use catena_format::limits;
+use catena_format::qcow2::snapshot::Record;
+use catena_format::qcow2::{Header, Snapshot};
 use std::fmt::Write as _;
 
 const NANOSECONDS: u64 = 1_000_000_000;
+
+/// The snapshots that there are. Whether their L1 tables can be is not asked: see [`l1_fault`].
+pub fn read(header: &Header, bytes: &dyn Bytes) -> Result<Vec<Snapshot>, catena_format::Error> {
+    let records = Record::read_all(header, bytes)?;
+    Ok(records.iter().map(|record| record.snapshot(header)).collect())
+}
+
+/// What QEMU says of a snapshot whose L1 table cannot be one: the sentence, and the system's word for it.
+pub fn l1_fault(header: &Header, snapshot: &Snapshot) -> Option<(&'static str, &'static str)> {
+    let bytes = u64::from(snapshot.l1_entries) * 8;
+    if bytes > limits::QCOW2_L1_BYTES {
+        return Some(("Snapshot L1 table too large", "File too large"));
+    }
+    let end = snapshot.l1_offset.saturating_add(bytes);
+    if i64::try_from(end).is_err() || header.cluster_bits.offset_in_cluster(snapshot.l1_offset) != 0 {
+        return Some(("Snapshot L1 table offset invalid", "Invalid argument"));
+    }
+    None
+}
 
 /// The list with its heading.
 pub fn table(snapshots: &[Snapshot]) -> String {

@@ -38,17 +38,12 @@ pub struct Snapshot {
 impl Snapshot {
     /// Reads the whole snapshot table of an image, at most [`limits::QCOW2_SNAPSHOT_TABLE_BYTES`].
     pub fn read_all(header: &Header, bytes: &dyn Bytes) -> Result<Vec<Self>> {
-        let mut offset = header.snapshots_offset;
         let mut snapshots = Vec::new();
-        for _ in 0..header.snapshot_count.min(limits::QCOW2_SNAPSHOTS) {
-            let (record, next) = Record::read(bytes, offset)?;
-            if next - header.snapshots_offset > limits::QCOW2_SNAPSHOT_TABLE_BYTES {
-                return Err(Error::too_large("snapshot table too large").at(header.snapshots_offset));
-            }
+        Record::each(header, bytes, |record, offset| {
             record.check(header).map_err(|error| error.at(offset))?;
             snapshots.push(record.snapshot(header));
-            offset = next;
-        }
+            Ok(())
+        })?;
         Ok(snapshots)
     }
 }
@@ -77,6 +72,35 @@ pub struct Record {
 }
 
 impl Record {
+    /// Reads the whole snapshot table like [`Snapshot::read_all`], whatever the entries say of their L1 tables: to tell which
+    /// snapshots there are, those are not needed. See [`Record::check`].
+    pub fn read_all(header: &Header, bytes: &dyn Bytes) -> Result<Vec<Self>> {
+        let mut records = Vec::new();
+        Self::each(header, bytes, |record, _| {
+            records.push(record);
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    /// Goes through the table, at most [`limits::QCOW2_SNAPSHOT_TABLE_BYTES`] of it: each entry with its offset.
+    fn each(
+        header: &Header,
+        bytes: &dyn Bytes,
+        mut take: impl FnMut(Self, u64) -> Result<()>,
+    ) -> Result<()> {
+        let mut offset = header.snapshots_offset;
+        for _ in 0..header.snapshot_count.min(limits::QCOW2_SNAPSHOTS) {
+            let (record, next) = Self::read(bytes, offset)?;
+            if next - header.snapshots_offset > limits::QCOW2_SNAPSHOT_TABLE_BYTES {
+                return Err(Error::too_large("snapshot table too large").at(header.snapshots_offset));
+            }
+            take(record, offset)?;
+            offset = next;
+        }
+        Ok(())
+    }
+
     /// Reads one entry, and tells where the next one begins. Its L1 table is not looked at: see [`Record::check`].
     pub fn read(bytes: &dyn Bytes, offset: u64) -> Result<(Self, u64)> {
         const FIXED: usize = size_of::<raw::SnapshotEntry>();

@@ -212,11 +212,9 @@ impl<'a> Ground<'a> {
             {
                 continue;
             }
+            // A bitmap says by itself which subclusters are zeros, and where the backing image goes on to show.
             let zero = if shape.extended { 0 } else { ZERO };
             entry.copy_from_slice(&zero.to_be_bytes());
-            if shape.extended {
-                bitmap.copy_from_slice(&(u64::MAX << 32).to_be_bytes());
-            }
             fixed += 1;
         }
         if fixed > 0 {

@@ -350,7 +350,8 @@ fn as_they_were_mended(before: Found, after: Found, mut fixed: u64) -> Found {
 pub(super) fn complete(record: &mut SnapshotRecord, header: &Header) {
     let said = record.snapshot(header);
     if record.extra.len() < SNAPSHOT_EXTRA_BYTES {
-        record.extra = [said.vm_state_size, said.virtual_size]
+        // Nothing is known of instructions that were counted.
+        record.extra = [said.vm_state_size, said.virtual_size, u64::MAX]
             .iter()
             .flat_map(|field| field.to_be_bytes())
             .collect();
