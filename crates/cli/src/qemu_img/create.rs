@@ -8,9 +8,9 @@ use super::nodes::{self, Node};
 use super::objects::Objects;
 use super::open::{self, Purpose};
 use super::program::{self, Program, Result, error, usage};
-use super::size;
+use super::{errno, size};
 use catena::ops::create::{self, Existing, Kind, Preallocation, Qcow2Options};
-use catena::{Format, Policy};
+use catena::{ErrorKind, Format, Policy};
 use catena_format::qcow2::{Compression, Version};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::error::Error as _;
@@ -268,11 +268,29 @@ impl Vetted {
             preallocation,
         };
         let plan = create::plan(&request, &Policy::libvirt()).map_err(|failed| self.explain(&failed))?;
-        plan.execute().map_err(|failed| self.explain(&failed))?;
+        plan.execute().map_err(|failed| match failed.kind() {
+            ErrorKind::NoSpace => format!("{}{}", self.no_space(preallocation), errno::word(&failed)),
+            _ => self.explain(&failed),
+        })?;
         if is_tables {
             self.fill();
         }
         Ok(())
+    }
+
+    /// What QEMU was at where there was no space left.
+    fn no_space(&self, preallocation: Preallocation) -> String {
+        match (self.format.as_str(), preallocation) {
+            (_, Preallocation::Off) => String::new(),
+            ("qcow2", Preallocation::Metadata) => {
+                "Could not resize image: Allocating clusters failed: ".to_owned()
+            }
+            ("qcow2", _) => format!(
+                "Could not resize image: Failed to resize underlying file: {}: ",
+                not_preallocated(preallocation)
+            ),
+            _ => format!("{}: ", not_preallocated(preallocation)),
+        }
     }
 
     /// Gives the tables of a new image their space, as QEMU does, which writes them whole: it takes an image with too many holes for
@@ -309,10 +327,18 @@ impl Vetted {
             }
             _ => {}
         }
-        if failed.kind() == catena::ErrorKind::TooLarge {
+        if failed.kind() == ErrorKind::TooLarge {
             return too_large();
         }
         translate(failed, self.path())
+    }
+}
+
+/// What QEMU was at where a file cannot be given its space.
+pub fn not_preallocated(how: Preallocation) -> &'static str {
+    match how {
+        Preallocation::Full => "Could not write zeros for preallocation",
+        _ => "Could not preallocate new data",
     }
 }
 
@@ -360,7 +386,7 @@ pub fn translate(failed: &catena::Error, name: &str) -> String {
         return format!("Failed to get {what} lock\nIs another process using the image [{name}]?");
     }
     match system_error(failed) {
-        Some(io) if failed.kind() == catena::ErrorKind::NoSpace => open::system_word(io),
+        Some(io) if failed.kind() == ErrorKind::NoSpace => open::system_word(io),
         _ => text,
     }
 }

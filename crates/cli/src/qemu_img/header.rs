@@ -12,6 +12,7 @@ const COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
+const BITMAPS: u32 = 0x2385_2875;
 const VM_STATE_LIMIT: u64 = i32::MAX as u64;
 
 /// The first fault that QEMU would report.
@@ -177,8 +178,47 @@ impl Fields<'_> {
                         "ERROR: ext_backing_format: len={length} too large (>=16)"
                     ));
                 }
+                Ok((BITMAPS, offset, length)) => {
+                    if let Some(text) = self.bitmaps_fault(offset, length) {
+                        return Some(text);
+                    }
+                }
                 Ok(_) => {}
             }
+        }
+        None
+    }
+
+    fn bitmaps_fault(&self, offset: usize, length: u32) -> Option<String> {
+        if length != 24 {
+            return Some("bitmaps_ext: Invalid extension length".to_owned());
+        }
+        // Without the bit nobody looks further.
+        if self.u64(88) & 1 == 0 || self.u32(4) == 2 {
+            return None;
+        }
+        let (count, reserved) = (self.u32(offset), self.u32(offset + 4));
+        let (size, directory) = (self.u64(offset + 8), self.u64(offset + 16));
+        if reserved != 0 {
+            return Some("bitmaps_ext: Reserved field is not zero".to_owned());
+        }
+        if count > limits::QCOW2_BITMAPS {
+            return Some(format!(
+                "bitmaps_ext: Image has {count} bitmaps, exceeding the QEMU supported maximum of {}",
+                limits::QCOW2_BITMAPS
+            ));
+        }
+        if count == 0 {
+            return Some("found bitmaps extension with zero bitmaps".to_owned());
+        }
+        if directory & ((1 << self.u32(20)) - 1) != 0 {
+            return Some("bitmaps_ext: invalid bitmap directory offset".to_owned());
+        }
+        if size > limits::QCOW2_BITMAP_DIRECTORY_BYTES {
+            return Some(format!(
+                "bitmaps_ext: bitmap directory size ({size}) exceeds the maximum supported size ({})",
+                limits::QCOW2_BITMAP_DIRECTORY_BYTES
+            ));
         }
         None
     }

@@ -13,6 +13,7 @@ mod convert;
 mod create;
 mod create_options;
 mod dd;
+mod directory;
 mod errno;
 mod getopt;
 mod header;

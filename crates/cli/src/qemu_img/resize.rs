@@ -1,5 +1,6 @@
 //! `qemu-img resize`: makes an image's disk larger or smaller.
 
+use super::create::not_preallocated;
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, Parser, long, word};
 use super::objects::Objects;
@@ -127,8 +128,13 @@ impl Sizes {
             Preallocation::Full => write_zeros(file, self.present, self.wanted),
             Preallocation::Off | Preallocation::Metadata => Ok(()),
         }
-        .and_then(|()| file.flush())
-        .map_err(|failed| fail(&failed))
+        .map_err(|failed| {
+            // It is as large as it was. Where that fails too, there is one failure to tell all the same.
+            let _ = file.set_len(self.present);
+            let what = not_preallocated(self.preallocation);
+            error(format!("{what}: {}", errno::word(&failed.into())))
+        })?;
+        file.flush().map_err(|failed| fail(&failed))
     }
 
     fn qcow2(&self, opened: &Opened) -> Result<()> {
@@ -151,6 +157,15 @@ impl Sizes {
             .and_then(|()| target.finish())
             .map_err(|failed| match failed.kind() {
                 ErrorKind::TooLarge => error("Failed to grow the L1 table: File too large"),
+                ErrorKind::NoSpace
+                    if matches!(self.preallocation, Preallocation::Falloc | Preallocation::Full) =>
+                {
+                    error(format!(
+                        "Failed to resize underlying file: {}: {}",
+                        not_preallocated(self.preallocation),
+                        errno::word(&failed)
+                    ))
+                }
                 _ => error(format!("Could not resize image: {}", errno::word(&failed))),
             })
     }

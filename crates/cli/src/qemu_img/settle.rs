@@ -1,6 +1,7 @@
 //! What QEMU says and mends when it opens a qcow2 image, before anything is asked of it.
 
 use super::check::print_lines;
+use super::directory;
 use catena_engine::StorageBytes;
 use catena_engine::qcow2::check::CheckOptions;
 use catena_engine::qcow2::metadata::{Repair, repair};
@@ -11,16 +12,20 @@ use std::io::Write;
 /// Where a header has its autoclear bits.
 const AUTOCLEAR_AT: u64 = 88;
 
-/// Tells of bitmaps that do not count; and where the image is to be written, takes back the promises of features that nobody here
+/// Finds fault with bitmaps, and tells of those that do not count; and where the image is to be written, takes back the promises of features that nobody here
 /// keeps, and mends an image that was not closed properly unless a check is to do that. An error is QEMU's sentence.
 pub fn settle(file: &LocalFile, write: bool, check: bool) -> Result<(), String> {
-    let header = StorageBytes::new(file)
-        .ok()
-        .and_then(|bytes| Header::read(&bytes).ok());
     // What is wrong with a header is said by others.
-    let Some(header) = header else { return Ok(()) };
+    let Ok(bytes) = StorageBytes::new(file) else {
+        return Ok(());
+    };
+    let Ok(header) = Header::read(&bytes) else {
+        return Ok(());
+    };
     if header.bitmaps().is_some() && !header.autoclear.contains(Autoclear::BITMAPS) {
         warn_of_bitmaps(header.version);
+    } else if let Some(text) = directory::fault(&header, &bytes) {
+        return Err(text);
     }
     if write && header.version == Version::V3 {
         let kept = header.autoclear.intersection(Autoclear::KNOWN);

@@ -107,9 +107,8 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         Action::Create(tag) => {
             create(&opened, &tag).map_err(|why| error(format!("Could not create snapshot '{tag}': {why}")))
         }
-        Action::Apply(tag) => {
-            apply(program, &opened, &tag).map_err(|why| error(format!("Could not apply snapshot '{tag}': {why}")))
-        }
+        Action::Apply(tag) => apply(program, &opened, &tag)
+            .map_err(|why| error(format!("Could not apply snapshot '{tag}': {why}"))),
         Action::Delete(tag) => {
             delete(&opened, &tag).map_err(|why| error(format!("Could not delete snapshot '{tag}': {why}")))
         }
@@ -199,10 +198,7 @@ fn delete(opened: &Opened, tag: &str) -> Result<u8, String> {
     let header = header(opened)?.ok_or_else(not_found)?;
     // By its name alone.
     let all = all(opened, &header)?;
-    let index = all
-        .iter()
-        .position(|one| one.name == tag)
-        .ok_or_else(not_found)?;
+    let index = all.iter().position(|one| one.name == tag).ok_or_else(not_found)?;
     let fault = all
         .get(index)
         .and_then(|snapshot| snapshots::l1_fault(&header, snapshot));

@@ -84,11 +84,7 @@ impl Record {
     }
 
     /// Goes through the table, at most [`limits::QCOW2_SNAPSHOT_TABLE_BYTES`] of it: each entry with its offset.
-    fn each(
-        header: &Header,
-        bytes: &dyn Bytes,
-        mut take: impl FnMut(Self, u64) -> Result<()>,
-    ) -> Result<()> {
+    fn each(header: &Header, bytes: &dyn Bytes, mut take: impl FnMut(Self, u64) -> Result<()>) -> Result<()> {
         let mut offset = header.snapshots_offset;
         for _ in 0..header.snapshot_count.min(limits::QCOW2_SNAPSHOTS) {
             let (record, next) = Self::read(bytes, offset)?;
