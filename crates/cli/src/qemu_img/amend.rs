@@ -11,13 +11,18 @@ use super::nodes;
 use super::objects::Objects;
 use super::open::{self, Named, Opened, Purpose};
 use super::options::{Cache, cache_mode};
+use super::percent::Percent;
 use super::program::{self, Program, Result, error, usage};
 use super::snapshots;
 use super::target::Target;
+use catena::ops::Observer;
+use catena_engine::qcow2::check::Watch;
 use catena_engine::qcow2::{CheckOptions, metadata};
 use catena_engine::{ErrorKind, StorageBytes};
 use catena_format::Bytes;
-use catena_format::qcow2::{Autoclear, Compatible, Header, Incompatible, RefcountWidth, Version};
+use catena_format::qcow2::{
+    Autoclear, Compatible, Header, Incompatible, Layout, RefcountWidth, Snapshot, Version,
+};
 use catena_storage::Storage;
 use options::{Amendment, State};
 use std::cmp::Ordering;
@@ -81,10 +86,8 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         return help(format);
     }
     // From here on there is a line for the progress, whatever comes of it.
-    let progress = Progress {
-        shown: request.progress && !request.quiet,
-    };
-    perform(program, &request, &list, &others, &progress)
+    let percent = Percent::new(request.progress && !request.quiet);
+    perform(program, &request, &list, &others, &percent)
 }
 
 fn perform(
@@ -92,7 +95,7 @@ fn perform(
     request: &Request,
     list: &str,
     others: &[String],
-    progress: &Progress,
+    percent: &Percent,
 ) -> Result<u8> {
     let [name] = others else {
         return Err(error("Expecting one image file name"));
@@ -122,13 +125,13 @@ fn perform(
         return Err(not_supported(opened.driver()));
     }
     let amendment = Amendment::parse(list).map_err(error)?;
-    progress.at(0);
-    let done = amend(program, &opened, &amendment);
-    progress.at(100);
+    percent.set(0.0);
+    let done = amend(program, &opened, &amendment, percent);
+    percent.set(100.0);
     done.map(|()| 0)
 }
 
-fn amend(program: &Program, opened: &Opened, amendment: &Amendment) -> Result<()> {
+fn amend(program: &Program, opened: &Opened, amendment: &Amendment, percent: &Percent) -> Result<()> {
     let bytes = StorageBytes::new(&opened.held).map_err(error)?;
     let header = Header::read(&bytes).map_err(error)?;
     let snapshots = snapshots::read(&header, &bytes).map_err(error)?;
@@ -181,11 +184,16 @@ fn amend(program: &Program, opened: &Opened, amendment: &Amendment) -> Result<()
             data_file_raw: amendment.data_file_raw.filter(|raw| *raw != state.data_file_raw),
             backing: None,
         },
+        &|done, total| {
+            percent.walked(done, total);
+            true
+        },
     )?;
     if let Some(size) = amendment.size {
         resize(opened, header.virtual_size, size)?;
     }
     if downgrades {
+        percent.expect(steps(&header, &snapshots));
         let version = Some(Version::V2);
         let lazy_refcounts = None;
         change(
@@ -196,16 +204,48 @@ fn amend(program: &Program, opened: &Opened, amendment: &Amendment) -> Result<()
                 lazy_refcounts,
                 ..metadata::Amend::default()
             },
+            &|done, total| {
+                percent.progress(done, total);
+                true
+            },
         )?;
+        percent.complete();
     }
     Ok(())
 }
 
-fn change(program: &Program, opened: &Opened, amendment: &metadata::Amend) -> Result<()> {
+/// What QEMU says of how far it is in taking version 3 away, and when: it counts entries of L1 tables.
+fn steps(header: &Header, snapshots: &[Snapshot]) -> Vec<(u64, f32)> {
+    let coverage = Layout::of(header).l2_coverage();
+    let tables = snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries));
+    let entries = u64::from(header.l1_entries) + tables.sum::<u64>();
+    // More than a hundred steps are not told.
+    let each = (entries / 128).max(1);
+    (1..=entries / each)
+        .map(|step| step * each)
+        .map(|entry| {
+            (
+                entry.saturating_mul(coverage),
+                entry as f32 * 100.0 / entries as f32,
+            )
+        })
+        .collect()
+}
+
+fn change(
+    program: &Program,
+    opened: &Opened,
+    amendment: &metadata::Amend,
+    tell: &(dyn Fn(u64, u64) -> bool + Sync),
+) -> Result<()> {
     if *amendment == metadata::Amend::default() {
         return Ok(());
     }
-    metadata::amend(&opened.held, amendment, &CheckOptions::default()).map_err(|why| {
+    let options = CheckOptions {
+        watch: Watch::new(tell),
+        ..CheckOptions::default()
+    };
+    metadata::amend(&opened.held, amendment, &options).map_err(|why| {
         let could_not = error(format!("Could not amend the image: {}", why.message()));
         match why.kind() {
             ErrorKind::Corrupt if amendment.version == Some(Version::V2) => {
@@ -283,26 +323,5 @@ fn help(format: &str) -> Result<u8> {
         }
         known if nodes::is_driver(known) => Err(not_supported(known)),
         other => Err(error(format!("Unknown file format '{other}'"))),
-    }
-}
-
-/// What `-p` shows. The line ends when this goes.
-struct Progress {
-    shown: bool,
-}
-
-impl Progress {
-    fn at(&self, percent: u32) {
-        if self.shown {
-            program::print(&format!("    ({percent}.00/100%)\r"));
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.shown {
-            program::print("\n");
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! faults is told, say what is wrong in its words, and leave the work to the library. `docs/qemu-img.md` lists what differs.
 
 mod amend;
+mod asked;
 mod bench;
 mod bitmap;
 mod check;

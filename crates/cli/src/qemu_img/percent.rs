@@ -3,6 +3,7 @@
 //! QEMU prints at every hundredth, counting the pieces that it moves; so the numbers are those of its pieces, not of ours. Without
 //! `-p` a `SIGUSR1` asks for one line on standard error.
 
+use super::asked::Asked;
 use catena::ops::Observer;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -10,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 /// What is printed, and when.
 pub struct Percent {
     shown: bool,
+    asked: Asked,
     state: Mutex<State>,
 }
 
@@ -17,6 +19,8 @@ pub struct Percent {
 struct State {
     now: f32,
     printed: f32,
+    /// How far a walk is that begins anew several times: where the last one began, and its last step.
+    walk: (f32, u64),
     /// Pieces that are not passed yet, in their order: up to where, in bytes that are moved, and what is said then.
     steps: std::collections::VecDeque<(u64, f32)>,
 }
@@ -24,12 +28,42 @@ struct State {
 impl Percent {
     /// Begins at nothing.
     pub fn begin(shown: bool) -> Self {
-        let percent = Self {
-            shown,
-            state: Mutex::default(),
-        };
+        let percent = Self::new(shown);
         percent.set(0.0);
         percent
+    }
+
+    /// Does not begin yet. There is a line for it in any case.
+    pub fn new(shown: bool) -> Self {
+        Self {
+            shown,
+            asked: Asked::listen(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// So far is a walk of so many steps. When it begins anew, half of what was left is behind it: nobody knows how often it will.
+    pub fn walked(&self, done: u64, total: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut from, last) = state.walk;
+        if done < last {
+            from += (100.0 - from) / 2.0;
+        }
+        state.walk = (from, done);
+        let part = done as f32 / total.max(1) as f32;
+        let now = from + (100.0 - from) / 2.0 * part.min(1.0);
+        if now > state.now {
+            self.advance(&mut state, now);
+        }
+        let now = state.now;
+        drop(state);
+        self.answer(now.into());
+    }
+
+    fn answer(&self, percent: f64) {
+        if !self.shown {
+            self.asked.answer(percent);
+        }
     }
 
     /// Whether anybody sees it.
@@ -75,8 +109,9 @@ impl Percent {
 }
 
 impl Observer for Percent {
-    fn progress(&self, done: u64, _total: u64) {
+    fn progress(&self, done: u64, total: u64) {
         self.reached(done);
+        self.answer(done as f64 * 100.0 / total.max(1) as f64);
     }
 }
 

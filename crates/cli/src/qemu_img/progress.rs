@@ -1,5 +1,6 @@
 //! The progress that `-p` prints: `    (12.34/100%)` on a line that is written again and again.
 
+use super::asked::Asked;
 use catena::ops::Observer;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +12,7 @@ const STEP: u64 = 200;
 #[derive(Debug)]
 pub struct Progress {
     shown: bool,
+    asked: Asked,
     last: AtomicU64,
     begun: AtomicBool,
 }
@@ -20,6 +22,7 @@ impl Progress {
     pub fn new(shown: bool) -> Self {
         let this = Self {
             shown,
+            asked: Asked::listen(),
             last: AtomicU64::new(0),
             begun: AtomicBool::new(false),
         };
@@ -53,6 +56,7 @@ impl Progress {
 impl Observer for Progress {
     fn progress(&self, done: u64, total: u64) {
         if !self.shown || total == 0 {
+            self.asked.answer(done as f64 * 100.0 / total.max(1) as f64);
             return;
         }
         let now = u64::try_from(u128::from(done) * 10_000 / u128::from(total)).unwrap_or(10_000);
