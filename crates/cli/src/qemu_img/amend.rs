@@ -209,7 +209,7 @@ fn amend(program: &Program, opened: &Opened, amendment: &Amendment, percent: &Pe
                 true
             },
         )?;
-        percent.complete();
+        percent.progress(u64::MAX, u64::MAX);
     }
     Ok(())
 }
