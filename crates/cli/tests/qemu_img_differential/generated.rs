@@ -254,8 +254,6 @@ pub fn damage(dice: &mut Dice, number: usize) -> (String, String) {
         (104, 1),
         (112, 40),
         (400, 64),
-        // The bitmaps extension, where there is one.
-        (504, 32),
     ];
     let (start, len) = PLACES[dice.below(PLACES.len())];
     let base = dice.pick(&["a.qcow2", "c.qcow2", "s.qcow2", "bm.qcow2", "v2.qcow2", "x.qcow2"]);
