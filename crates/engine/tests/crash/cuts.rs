@@ -11,7 +11,7 @@ use crate::history::History;
 use crate::layouts::{self, Layout};
 
 /// Cuts that each of the tests here makes at least.
-const CUTS: usize = 17_000;
+const CUTS: usize = 15_000;
 /// Steps of a history.
 const STEPS: u64 = 60;
 /// Cuts of a history.
@@ -19,17 +19,17 @@ const CUTS_OF_HISTORY: usize = 700;
 /// Every so many cuts, QEMU is asked as well.
 const ASK_QEMU_EVERY: usize = 400;
 
-/// How many cuts a test makes, and the seed of its first history.
-fn effort() -> (usize, u64) {
+/// How many cuts a test makes that usually makes so many, and the seed of its first history.
+pub fn effort(usual: usize) -> (usize, u64) {
     match std::env::var("CATENA_CRASH_CUTS") {
-        // Six tests share them.
-        Ok(cuts) => (cuts.parse::<usize>().unwrap().div_ceil(6), 1 << 32),
-        Err(_) => (CUTS, 0),
+        // Eight tests share them.
+        Ok(cuts) => (cuts.parse::<usize>().unwrap().div_ceil(8), 1 << 32),
+        Err(_) => (usual, 0),
     }
 }
 
 fn cut(layouts: &[Layout]) {
-    let (wanted, first_seed) = effort();
+    let (wanted, first_seed) = effort(CUTS);
     let (mut cuts, mut asked) = (0, 0);
     let mut seed = first_seed;
     while cuts < wanted {

@@ -11,6 +11,7 @@ use catena_storage::Storage;
 use catena_testkit::Dice;
 use catena_testkit::storage::{Content, Log, SECTOR, Shared};
 
+use crate::cuts::effort;
 use crate::history::{look, sound};
 use crate::layouts::{self, Layout, Start, pattern, stack};
 use crate::model::Seen;
@@ -226,8 +227,9 @@ fn what_several_threads_wrote_survives_cuts() {
         layouts::USED,
     ]
     .concat();
-    let (mut cuts, mut seed) = (0, 0);
-    while cuts < ALL_CUTS {
+    let (wanted, mut seed) = effort(ALL_CUTS);
+    let mut cuts = 0;
+    while cuts < wanted {
         for layout in &layouts {
             let history = run(*layout, seed);
             for cut in history.log.cuts(seed, CUTS) {

@@ -528,7 +528,7 @@ impl Chunk {
     }
 
     /// Position of the first count in `from..end` that is not zero, or `end`.
-    fn nonzero_from(&self, from: u64, end: u64) -> u64 {
+    pub fn nonzero_from(&self, from: u64, end: u64) -> u64 {
         let per_word = self.per_word();
         let mut at = from;
         while at < end {

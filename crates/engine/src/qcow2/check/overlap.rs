@@ -33,11 +33,12 @@ pub(super) fn examine(roots: &Roots, counts: &Counts, tables: &Counts, room: &Ro
         let Some(counts) = counts.snapshot(start) else {
             continue;
         };
-        for at in 0..CHUNK {
-            let references = tables.get(at);
-            if references > 0 && counts.get(at) > references {
+        let mut at = tables.nonzero_from(0, CHUNK);
+        while at < CHUNK {
+            if counts.get(at) > tables.get(at) {
                 push(start + at, "an L2 table");
             }
+            at = tables.nonzero_from(at + 1, CHUNK);
         }
     }
 }
