@@ -3,7 +3,9 @@
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::Compression;
 use flate2::{Decompress, FlushDecompress, Status};
-use zstd::zstd_safe;
+use libdeflater::Decompressor;
+use std::cell::RefCell;
+use zstd::zstd_safe::{self, DCtx};
 
 /// Decompresses a cluster. `input` may go on behind the stream, since its length is only known in sectors.
 ///
@@ -26,7 +28,19 @@ pub fn cluster(compression: Compression, input: &[u8], cluster_size: u64) -> Res
     }
 }
 
+thread_local! {
+    // Made once for each thread: they are large, and clusters are many.
+    static INFLATE: RefCell<Decompressor> = RefCell::new(Decompressor::new());
+    static UNZSTD: RefCell<Option<DCtx<'static>>> = RefCell::new(DCtx::try_create());
+}
+
 fn inflate(input: &[u8], out: &mut [u8]) -> bool {
+    let whole = INFLATE.with_borrow_mut(|inflate| inflate.deflate_decompress(input, out));
+    whole == Ok(out.len()) || inflate_endless(input, out)
+}
+
+/// Inflates what has no end, or goes on behind the cluster.
+fn inflate_endless(input: &[u8], out: &mut [u8]) -> bool {
     // A window of 15 bits reads every stream, also the 12 bit ones that QEMU writes.
     let mut stream = Decompress::new(false);
     let status = stream.decompress(input, out, FlushDecompress::Finish);
@@ -43,8 +57,8 @@ fn unzstd(input: &[u8], out: &mut [u8]) -> bool {
     let Some(frame) = input.get(..frame_len) else {
         return false;
     };
-    let Some(mut context) = zstd_safe::DCtx::try_create() else {
-        return false;
-    };
-    context.decompress(out, frame) == Ok(out.len())
+    UNZSTD.with_borrow_mut(|context| {
+        let context = context.as_mut();
+        context.is_some_and(|context| context.decompress(out, frame) == Ok(out.len()))
+    })
 }

@@ -2,7 +2,9 @@
 
 use crate::addr::GuestOffset;
 use crate::error::Result;
-use crate::extent::Extent;
+use crate::extent::{Extent, FileRole};
+use catena_format::qcow2::Compression;
+use catena_storage::{Carry, Storage};
 
 /// A disk as its guest sees it, used from many threads at once.
 pub trait Disk: Send + Sync {
@@ -17,6 +19,17 @@ pub trait Disk: Send + Sync {
     /// They reach to `end` or to some place before it, never none unless the range is empty; ask again from where they
     /// stop. A bounded number comes back, however fragmented the disk is.
     fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>>;
+
+    /// The store that a layer's extents of data, or compressed ones, name places in. `None` where the disk's bytes are not
+    /// at their extents' places, or are nobody else's business.
+    fn store(&self, _layer: u32, _file: FileRole) -> Option<&dyn Storage> {
+        None
+    }
+
+    /// How a layer compresses, and the size of its clusters, where it does.
+    fn compression(&self, _layer: u32) -> Option<(Compression, u64)> {
+        None
+    }
 }
 
 /// A disk that is written, from many threads at once.
@@ -40,6 +53,57 @@ pub trait WritableDisk: Disk {
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<()>;
+
+    /// What [`WritableDisk::write_from`] takes; `None` where there is nothing it could do.
+    fn carriage(&self, _how: Carry) -> Option<Carriage> {
+        None
+    }
+
+    /// Has the kernel put `len` bytes of a store, from `from_offset` on, on the disk, and tells how many from the start
+    /// on it did; 0 where it cannot. [`WritableDisk::carriage`] tells what it can.
+    fn write_from(
+        &self,
+        _how: Carry,
+        _from: &dyn Storage,
+        _from_offset: u64,
+        _offset: GuestOffset,
+        _len: u64,
+    ) -> Result<u64> {
+        Ok(0)
+    }
+}
+
+/// What the kernel can put on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carriage {
+    /// Addresses on the disk, and lengths, are multiples of this.
+    pub unit: u64,
+    /// Offsets in the store it comes from are multiples of this.
+    pub block: u64,
+    /// The file system that the store is on, where it must be on one.
+    pub device: Option<u64>,
+}
+
+impl Carriage {
+    /// Of a store whose bytes are the disk's in units of that many.
+    pub(crate) fn to(how: Carry, store: &dyn Storage, unit: u64) -> Option<Self> {
+        store.descriptor()?;
+        match how {
+            Carry::Copy => Some(Self {
+                unit,
+                block: 1,
+                device: None,
+            }),
+            Carry::Share => {
+                let block = catena_storage::sharing_unit(store)?;
+                Some(Self {
+                    unit: unit.max(block),
+                    block,
+                    device: Some(store.identity()?.device),
+                })
+            }
+        }
+    }
 }
 
 /// What becomes of the space behind zeros.

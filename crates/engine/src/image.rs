@@ -3,6 +3,7 @@
 use crate::addr::{GuestOffset, HostOffset};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, FileRole};
+use catena_format::qcow2::Compression;
 use catena_storage::Storage;
 use std::fmt;
 
@@ -28,6 +29,11 @@ pub trait Image: fmt::Debug + Send + Sync {
 
     /// The unit of compression: a compressed extent belongs to one cluster of this size, aligned to it.
     fn cluster_size(&self) -> u64;
+
+    /// How its compressed clusters are compressed, where it has such.
+    fn compression(&self) -> Option<Compression> {
+        None
+    }
 
     /// The whole cluster whose compressed bytes lie there; exactly [`Image::cluster_size`] bytes.
     fn decompress(&self, offset: HostOffset, _len: u32) -> Result<Vec<u8>> {

@@ -23,7 +23,7 @@ pub mod stack;
 
 pub use addr::{GuestOffset, HostOffset};
 pub use bytes::StorageBytes;
-pub use disk::{Disk, Unmap, WritableDisk};
+pub use disk::{Carriage, Disk, Unmap, WritableDisk};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, FileRole};
 pub use image::Image;

@@ -1,12 +1,12 @@
 //! Raw images: guest offset is file offset.
 
 use crate::addr::{GuestOffset, HostOffset};
-use crate::disk::{Disk, Unmap, WritableDisk};
+use crate::disk::{Carriage, Disk, Unmap, WritableDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, FileRole};
 use crate::image::Image;
 use crate::stack::Stack;
-use catena_storage::Storage;
+use catena_storage::{Carry, Storage, carry};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -122,6 +122,10 @@ impl Disk for RawDisk {
     fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
         self.reading.extents(offset, end)
     }
+
+    fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
+        self.reading.store(layer, file)
+    }
 }
 
 impl WritableDisk for RawDisk {
@@ -145,5 +149,22 @@ impl WritableDisk for RawDisk {
 
     fn flush(&self) -> Result<()> {
         Ok(self.image.storage.flush()?)
+    }
+
+    fn carriage(&self, how: Carry) -> Option<Carriage> {
+        Carriage::to(how, &*self.image.storage, 1)
+            .filter(|carriage| self.image.offset.is_multiple_of(carriage.unit))
+    }
+
+    fn write_from(
+        &self,
+        how: Carry,
+        from: &dyn Storage,
+        from_offset: u64,
+        offset: GuestOffset,
+        len: u64,
+    ) -> Result<u64> {
+        let place = self.image.place(offset, len)?;
+        Ok(carry(how, from, from_offset, &*self.image.storage, place, len)?)
     }
 }

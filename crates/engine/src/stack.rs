@@ -13,6 +13,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, FileRole};
 use crate::image::Image;
+use catena_format::qcow2::Compression;
 use catena_storage::{SpanKind, Storage};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -368,6 +369,15 @@ impl Disk for Stack {
             self.go_on_through_nothing(end, &mut extents)?;
         }
         Ok(extents)
+    }
+
+    fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
+        self.layer(layer).ok()?.image.storage(file).ok()
+    }
+
+    fn compression(&self, layer: u32) -> Option<(Compression, u64)> {
+        let image = &self.layer(layer).ok()?.image;
+        Some((image.compression()?, image.cluster_size()))
     }
 }
 

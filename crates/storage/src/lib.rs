@@ -4,6 +4,7 @@
 //! file or block device of this machine, locked as QEMU locks it; [`MemoryStorage`] is sparse memory. Nothing here
 //! knows what the bytes mean.
 
+mod carry;
 mod descriptor;
 mod direct;
 pub mod error;
@@ -17,6 +18,7 @@ pub mod storage;
 mod sys;
 mod transfer;
 
+pub use carry::{Carry, carry, sharing_unit};
 pub use descriptor::Opened;
 pub use error::{Error, ErrorKind, Result};
 pub use holders::{Hold, Holder, holders, holders_of};

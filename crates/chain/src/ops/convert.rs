@@ -8,7 +8,7 @@ use super::copy::{Copy, Moving, SECTOR, Zeros};
 use super::create::{self, Existing, Kind, Preallocation};
 use super::input::{Concatenated, Input, OpenInput};
 use super::observer::Observer;
-use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
+use super::pieces::{LONG, Piece, Pieces, What, bytes_to_copy, stretches};
 use super::view::{Pair, View, read_padded};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
@@ -373,7 +373,12 @@ impl Plan {
                 }
             });
             let align = if self.compressed { cluster } else { 1 };
-            copy.run(Pieces::new(over_backing.chain(behind), end, align))?;
+            let pieces = Pieces::new(over_backing.chain(behind), end, align);
+            match copy.offload() {
+                // The longer the run, the less it costs the kernel.
+                Some(_) => copy.run(pieces.of_at_most(LONG))?,
+                None => copy.run(pieces)?,
+            }
         }
         target.disk.flush()?;
         if let Some(writable) = target.writable {

@@ -5,11 +5,14 @@
 //! operations.
 
 use super::aligned::AlignedBytes;
-use super::line::{Line, Next};
+use super::carried::{Carried, Offload};
+use super::line::{Line, Next, processors};
 use super::observer::Observer;
-use super::pieces::{Piece, What};
+use super::passed::streams;
+use super::pieces::{PIECE, Piece, Place, What};
 use catena_engine::qcow2::Qcow2Disk;
-use catena_engine::{Disk, Error, ErrorKind, GuestOffset, Result, Unmap, WritableDisk};
+use catena_engine::{Carriage, Disk, Error, ErrorKind, FileRole, GuestOffset, Result, Unmap, WritableDisk};
+use catena_storage::{Alignment, Carry};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,6 +35,8 @@ pub struct Moving {
     pub any_order: bool,
     /// Most bytes a second.
     pub rate: Option<u64>,
+    /// What is left to the kernel.
+    pub offload: Offload,
     /// Whether what cannot be read is made zeros, and told to the observer, instead of failing.
     pub salvage: bool,
 }
@@ -43,6 +48,7 @@ impl Default for Moving {
             threads: THREADS,
             any_order: false,
             rate: None,
+            offload: Offload::default(),
             salvage: false,
         }
     }
@@ -95,17 +101,71 @@ enum Packed {
 }
 
 impl Copy<'_> {
-    /// Moves the pieces.
+    /// Moves the pieces, by the kernel's means where it has some. Those that are copied may be of any length: they are cut up here.
     pub fn run(&self, pieces: impl Iterator<Item = Result<Piece>> + Send) -> Result<()> {
+        match self.offload() {
+            Some((how, carriage)) => self.run_any(Carried::new(pieces, self.source, how, carriage), how),
+            None => self.run_any(pieces, Carry::Copy),
+        }
+    }
+
+    /// What the kernel is asked for, and what the target can have done.
+    pub fn offload(&self) -> Option<(Carry, Carriage)> {
+        // A rate is kept, and sectors that cannot be read are told, piece by piece.
+        if self.compressed.is_some() || self.moving.salvage || self.moving.rate.is_some() {
+            return None;
+        }
+        self.moving.offload.to(self.target)
+    }
+
+    fn run_any(&self, pieces: impl Iterator<Item = Result<Piece>> + Send, how: Carry) -> Result<()> {
         self.run_with(
             pieces,
             |piece, buffer| {
+                if self.take_packed(piece, buffer)? {
+                    return Ok(());
+                }
                 self.read(piece, buffer)?;
                 self.pack(piece.start, buffer, |_, _| false);
                 Ok(())
             },
-            |piece, buffer| self.write(piece, buffer),
+            |piece, buffer| match piece.what {
+                What::Carry(place) => self.carry(piece, place, how),
+                _ => self.write(piece, buffer),
+            },
         )
+    }
+
+    /// Has the kernel move a piece, and copies what it leaves.
+    fn carry(&self, piece: &Piece, place: Place, how: Carry) -> Result<()> {
+        let mut at = piece.start;
+        if let Some(store) = self.source.store(place.layer, place.file) {
+            while at < piece.end {
+                let offset = place.offset.plus(at - piece.start).0;
+                let left = piece.end - at;
+                match self
+                    .target
+                    .write_from(how, store, offset, GuestOffset(at), left)?
+                {
+                    0 => break,
+                    carried => at = at.saturating_add(carried),
+                }
+                self.observer.check()?;
+            }
+        }
+        let mut buffer = Buffer::default();
+        while at < piece.end {
+            self.observer.check()?;
+            let rest = Piece {
+                what: What::Copy,
+                start: at,
+                end: (at / PIECE + 1).saturating_mul(PIECE).min(piece.end),
+            };
+            self.read(&rest, &mut buffer)?;
+            self.write(&rest, &buffer)?;
+            at = rest.end;
+        }
+        Ok(())
     }
 
     /// Moves what of the pieces differs from what `read_other` reads beside them.
@@ -147,11 +207,11 @@ impl Copy<'_> {
             pieces,
             |piece, buffer: &mut Buffer| match piece.what {
                 What::Copy => prepare(piece, buffer),
-                What::Zero | What::Skip => Ok(()),
+                What::Carry(_) | What::Zero | What::Skip => Ok(()),
             },
             |piece, buffer| {
                 write(piece, buffer)?;
-                if piece.what == What::Copy {
+                if matches!(piece.what, What::Copy | What::Carry(_)) {
                     let now = done
                         .fetch_add(piece.len(), Ordering::Relaxed)
                         .saturating_add(piece.len());
@@ -163,6 +223,32 @@ impl Copy<'_> {
         )
     }
 
+    /// Takes those of a piece's clusters as they are that are compressed already in the target's way, and reads and compresses the others.
+    /// `false` where there are none such, and nothing was done.
+    fn take_packed(&self, piece: &Piece, buffer: &mut Buffer) -> Result<bool> {
+        let Some(disk) = self.compressed.filter(|_| !self.moving.salvage) else {
+            return Ok(false);
+        };
+        let streams = streams(self.source, disk, piece)?;
+        if streams.iter().all(Option::is_none) {
+            return Ok(false);
+        }
+        buffer.bytes.resize(piece.len());
+        buffer.packed.clear();
+        let mut at = piece.offset();
+        for (cluster, stream) in buffer.bytes.chunks_mut(index(self.unit)).zip(streams) {
+            buffer.packed.push(match stream {
+                Some(stream) => Packed::Compressed(stream),
+                None => {
+                    self.source.read_at(cluster, at)?;
+                    self.packed(disk, at.0, cluster)
+                }
+            });
+            at = at.plus(cluster.len() as u64);
+        }
+        Ok(true)
+    }
+
     /// Compresses the clusters of a piece that has been read, if they are to be.
     fn pack(&self, start: u64, buffer: &mut Buffer, is_same: impl Fn(usize, &[u8]) -> bool) {
         buffer.packed.clear();
@@ -172,13 +258,19 @@ impl Copy<'_> {
             let at = start.saturating_add((number as u64).saturating_mul(self.unit));
             if is_same(number, cluster) {
                 Packed::Same
-            } else if self.seeks_zeros(at) && is_zero(cluster) {
-                Packed::Zero
             } else {
-                disk.compress(cluster).map_or(Packed::Plain, Packed::Compressed)
+                self.packed(disk, at, cluster)
             }
         });
         buffer.packed = packed.collect();
+    }
+
+    fn packed(&self, disk: &Qcow2Disk, at: u64, cluster: &[u8]) -> Packed {
+        if self.seeks_zeros(at) && is_zero(cluster) {
+            Packed::Zero
+        } else {
+            disk.compress(cluster).map_or(Packed::Plain, Packed::Compressed)
+        }
     }
 
     /// Whether zeros that are read at an address are more than bytes.
@@ -191,10 +283,21 @@ impl Copy<'_> {
 
     pub fn line(&self) -> Line<'_> {
         Line {
-            threads: self.moving.threads,
+            threads: match self.compressed {
+                Some(_) => self.moving.threads,
+                // The page cache is as busy as the processors; more threads would only push each other's bytes out of their caches.
+                None if self.is_cached() => self.moving.threads.min(processors()),
+                None => self.moving.threads,
+            },
             in_order: !self.moving.any_order,
             observer: self.observer,
         }
+    }
+
+    /// Whether reading the source reads ahead, as far as its active image tells.
+    fn is_cached(&self) -> bool {
+        let store = self.source.store(0, FileRole::Image);
+        store.is_some_and(|store| store.descriptor().is_some() && store.alignment() == Alignment::NONE)
     }
 
     /// Fills the buffer with a piece of the source.
@@ -224,7 +327,7 @@ impl Copy<'_> {
     /// Writes a piece: data as data, zeros as zeros.
     pub fn write(&self, piece: &Piece, buffer: &Buffer) -> Result<()> {
         match piece.what {
-            What::Skip => Ok(()),
+            What::Skip | What::Carry(_) => Ok(()),
             What::Zero => self.zero(piece.start, piece.end),
             What::Copy if self.compressed.is_some() => self.write_packed(piece, buffer),
             What::Copy if self.moving.sparse == 0 => self.target.write_at(&buffer.bytes, piece.offset()),
@@ -236,15 +339,20 @@ impl Copy<'_> {
         let Some(disk) = self.compressed else {
             return Ok(());
         };
-        let mut at = piece.offset();
-        for (cluster, packed) in buffer.bytes.chunks(index(self.unit)).zip(&buffer.packed) {
+        let mut at = piece.start;
+        for packed in &buffer.packed {
+            let next = at.saturating_add(self.unit).min(piece.end);
             match packed {
                 Packed::Same => {}
-                Packed::Zero => self.zero(at.0, at.0.saturating_add(cluster.len() as u64))?,
-                Packed::Plain => self.target.write_at(cluster, at)?,
-                Packed::Compressed(bytes) => disk.write_compressed_bytes(at, bytes)?,
+                Packed::Zero => self.zero(at, next)?,
+                Packed::Plain => {
+                    let from = usize::try_from(at.saturating_sub(piece.start)).unwrap_or(usize::MAX);
+                    let cluster = buffer_part(&buffer.bytes, from, index(next.saturating_sub(at)));
+                    self.target.write_at(cluster, GuestOffset(at))?;
+                }
+                Packed::Compressed(bytes) => disk.write_compressed_bytes(GuestOffset(at), bytes)?,
             }
-            at = at.plus(cluster.len() as u64);
+            at = next;
         }
         Ok(())
     }

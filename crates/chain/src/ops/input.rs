@@ -5,7 +5,8 @@ use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use catena_engine::{Disk, Error, ErrorKind, Extent, GuestOffset, Result};
+use catena_engine::{Disk, Error, ErrorKind, Extent, FileRole, GuestOffset, Result};
+use catena_storage::Storage;
 use std::fmt;
 use std::sync::Arc;
 
@@ -148,6 +149,10 @@ impl Disk for Part {
             extent.start = GuestOffset(extent.start.0.saturating_sub(self.start));
         }
         Ok(extents)
+    }
+
+    fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
+        self.disk.store(layer, file)
     }
 }
 

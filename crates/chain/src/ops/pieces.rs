@@ -1,23 +1,33 @@
 //! A disk's map cut into pieces of work: what is to be copied, what is to read as zeros, and what is left alone.
 
 use crate::extents::Extents;
-use catena_engine::{Disk, Extent, GuestOffset, Result};
+use catena_engine::{Disk, Extent, FileRole, GuestOffset, HostOffset, Result};
 use std::collections::VecDeque;
 
 /// Bytes that are read and written at once: what qemu-img moves at once, too.
 pub(super) const PIECE: u64 = 2 << 20;
 /// Runs are not gathered any further than this, so that work begins before the whole map is known.
-const LONG: u64 = 64 << 20;
+pub(super) const LONG: u64 = 64 << 20;
 
 /// What is to be done about a stretch of the guest's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     /// Its bytes are moved.
     Copy,
+    /// Its bytes go the way of the kernel, if it goes.
+    Carry(Place),
     /// It is to read as zeros.
     Zero,
     /// Nothing.
     Skip,
+}
+
+/// Where the bytes of a stretch are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub layer: u32,
+    pub file: FileRole,
+    pub offset: HostOffset,
 }
 
 /// A stretch with something to be done about it.
@@ -137,7 +147,7 @@ impl<I: Iterator<Item = Result<Piece>>> Pieces<I> {
         match front.what {
             // What follows has told it where to end.
             What::Copy => self.waiting.len() > 1,
-            What::Zero | What::Skip => front.end <= self.reached - self.reached % self.align,
+            What::Carry(_) | What::Zero | What::Skip => front.end <= self.reached - self.reached % self.align,
         }
     }
 
@@ -223,7 +233,7 @@ pub(super) fn bytes_to_copy(pieces: impl Iterator<Item = Result<Piece>>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use catena_engine::{Error, ErrorKind, ExtentKind, FileRole, HostOffset};
+    use catena_engine::{Error, ErrorKind, ExtentKind};
 
     /// A disk of 4 KiB units: `d`ata, `z`eros, or nothing (`.`).
     struct Units(&'static str);

@@ -8,7 +8,7 @@ use crate::target::{TargetArgs, parse_format, warn_probed};
 use crate::text;
 use catena::Format;
 use catena::ops::convert::{self, Publish, Shared, Target};
-use catena::ops::{Input, Moving, copy};
+use catena::ops::{Input, Moving, Offload, copy};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -108,6 +108,11 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         shared: Shared::Compared,
         moving: Moving {
             sparse: args.sparse,
+            offload: match args.sparse {
+                // What is to be written is not shared.
+                0 => Offload::Never,
+                _ => Offload::Share,
+            },
             salvage: args.salvage,
             ..args.moving.moving()
         },

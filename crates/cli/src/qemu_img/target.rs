@@ -3,6 +3,7 @@
 use super::open::Opened;
 use super::program::{Result, error};
 use catena::open::Sharing;
+use catena::ops::Unsynced;
 use catena::{Format, Layer};
 use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Disk, Raw, RawDisk, WritableDisk};
@@ -24,10 +25,19 @@ pub struct Target {
 impl Target {
     /// Of an image that was opened for writing.
     pub fn open(opened: &Opened) -> Result<Self> {
+        Self::open_by(opened, |file| Arc::new(file))
+    }
+
+    /// The same, of which nothing is made durable.
+    pub fn open_unsynced(opened: &Opened) -> Result<Self> {
+        Self::open_by(opened, |file| Arc::new(Unsynced(Arc::new(file))))
+    }
+
+    fn open_by(opened: &Opened, stored: impl Fn(LocalFile) -> Arc<dyn Storage>) -> Result<Self> {
         let layer = opened.top()?;
         let fail = |failed: catena::Error| error(failed.full());
         let file = opened.held.clone();
-        let storage: Arc<dyn Storage> = Arc::new(file.clone());
+        let storage = stored(file.clone());
         if layer.format != Format::Qcow2 {
             let raw = match layer.source.slice {
                 None => Raw::open(storage),
@@ -40,7 +50,7 @@ impl Target {
                 file,
             });
         }
-        let data_file = data_file(layer)?.map(|file| Arc::new(file) as Arc<dyn Storage>);
+        let data_file = data_file(layer)?.map(&stored);
         let mut backing: Option<Arc<dyn Disk>> = None;
         if opened.chain.layers.len() > 1 {
             backing = Some(Arc::new(opened.chain.open_from(1, Sharing::Force).map_err(fail)?));

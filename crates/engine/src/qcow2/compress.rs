@@ -1,5 +1,8 @@
 //! Compressed writes: a guest cluster as the bytes of a stream, packed one behind the other.
 //!
+//! A deflate stream's distances reach over its whole cluster, up to the 32 KiB of RFC 1951, which is what the format names. QEMU itself writes
+//! no more than 4 KiB, but inflates a cluster in one call, where the output is the window.
+//!
 //! Compressing and writing are two steps, so that many threads can do the one, and bytes that are compressed already need only the other.
 
 use super::disk::{Qcow2Disk, Was};
@@ -7,12 +10,15 @@ use crate::addr::GuestOffset;
 use crate::disk::{Disk, WritableDisk};
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::qcow2::{Cluster, Compression};
-use flate2::{Compress, FlushCompress, Status};
+use libdeflater::{CompressionLvl, Compressor};
 use std::borrow::Cow;
-use zstd::zstd_safe;
+use std::cell::RefCell;
+use zstd::zstd_safe::CCtx;
 
-/// QEMU's inflate has a window of so many bits.
-const WINDOW_BITS: u8 = 12;
+thread_local! {
+    static COMPRESSORS: RefCell<Compressors> = RefCell::default();
+}
+
 /// The file ends with a whole sector.
 const SECTOR: u64 = 512;
 
@@ -37,10 +43,7 @@ impl Qcow2Disk {
             Cow::Borrowed(data.get(..size)?)
         };
         let most = size.checked_sub(1)?;
-        match self.compression {
-            Compression::Deflate => deflate(&whole, most),
-            Compression::Zstd => zstd(&whole, most),
-        }
+        COMPRESSORS.with_borrow_mut(|compressors| compressors.compress(self.compression, &whole, most))
     }
 
     /// Writes a cluster that is compressed already, in the way of the image. A whole cluster of bytes or more is refused.
@@ -139,21 +142,37 @@ fn unaligned() -> Error {
     )
 }
 
-fn deflate(data: &[u8], most: usize) -> Option<Vec<u8>> {
-    let mut out = vec![0; most];
-    let mut stream = Compress::new_with_window_bits(flate2::Compression::default(), false, WINDOW_BITS);
-    let status = stream.compress(data, &mut out, FlushCompress::Finish).ok()?;
-    if status != Status::StreamEnd {
-        return None;
-    }
-    out.truncate(usize::try_from(stream.total_out()).ok()?);
-    Some(out)
+/// What compressing takes, made once for each thread: it is large, and clusters are many.
+#[derive(Default)]
+struct Compressors {
+    deflate: Option<Compressor>,
+    zstd: Option<CCtx<'static>>,
+    out: Vec<u8>,
 }
 
-fn zstd(data: &[u8], most: usize) -> Option<Vec<u8>> {
-    let mut out = vec![0; most];
-    let mut context = zstd_safe::CCtx::try_create()?;
-    let len = context.compress2(out.as_mut_slice(), data).ok()?;
-    out.truncate(len);
-    Some(out)
+impl Compressors {
+    /// The compressed bytes; nothing where they are more than `most`.
+    fn compress(&mut self, how: Compression, data: &[u8], most: usize) -> Option<Vec<u8>> {
+        self.out.resize(most, 0);
+        let len = match how {
+            Compression::Deflate => self
+                .deflate
+                .get_or_insert_with(|| Compressor::new(deflate_level()))
+                .deflate_compress(data, &mut self.out)
+                .ok()?,
+            Compression::Zstd => {
+                let context = match &mut self.zstd {
+                    Some(context) => context,
+                    none => none.insert(CCtx::try_create()?),
+                };
+                context.compress2(self.out.as_mut_slice(), data).ok()?
+            }
+        };
+        self.out.get(..len).map(<[u8]>::to_vec)
+    }
+}
+
+/// The level that QEMU's own deflate takes more space than, at several times the work.
+fn deflate_level() -> CompressionLvl {
+    CompressionLvl::new(1).unwrap_or_default()
 }

@@ -18,11 +18,11 @@ use super::refcounts::Refcounts;
 use super::slices::{Key, L1, Slice, SliceShape, Slices};
 use crate::addr::GuestOffset;
 use crate::bytes::StorageBytes;
-use crate::disk::{Disk, Unmap, WritableDisk};
+use crate::disk::{Carriage, Disk, Unmap, WritableDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use catena_format::qcow2::{Autoclear, Compression, CryptMethod, Header, Incompatible, Layout, Version};
-use catena_storage::Storage;
+use catena_storage::{Carry, Storage};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::collections::{BTreeSet, HashMap};
@@ -548,6 +548,29 @@ impl WritableDisk for Qcow2Disk {
 
     fn flush(&self) -> Result<()> {
         self.flush_all()
+    }
+
+    fn carriage(&self, how: Carry) -> Option<Carriage> {
+        if self.encrypted {
+            return None;
+        }
+        Carriage::to(how, self.data_storage(), self.cluster_size())
+            // Clusters lie at multiples of their own size.
+            .filter(|carriage| carriage.unit == self.cluster_size())
+    }
+
+    fn write_from(
+        &self,
+        how: Carry,
+        from: &dyn Storage,
+        from_offset: u64,
+        offset: GuestOffset,
+        len: u64,
+    ) -> Result<u64> {
+        let end = self.check_range(offset, len)?;
+        let carried = self.carry_guest(how, from, from_offset, offset.0, end)?;
+        self.write_back_if_much()?;
+        Ok(carried)
     }
 }
 

@@ -171,7 +171,7 @@ impl Qcow2Disk {
     }
 
     /// Makes the entries of a group say where its data is, now that it is there, or gives everything back.
-    fn finish(&self, group: &Group, written: Range<u64>, put: Result<()>) -> Result<()> {
+    pub(super) fn finish(&self, group: &Group, written: Range<u64>, put: Result<()>) -> Result<()> {
         let mut meta = self.meta();
         let linked = match put {
             Ok(()) => self.link(&mut meta, group, written),

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, FileRole};
 use crate::image::Image;
 use catena_format::qcow2::layout::SUBCLUSTERS;
-use catena_format::qcow2::{Cluster, CryptMethod, Header, L1Entry, Layout, Snapshot};
+use catena_format::qcow2::{Cluster, Compression, CryptMethod, Header, L1Entry, Layout, Snapshot};
 use catena_storage::Storage;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -310,6 +310,10 @@ impl Image for Qcow2 {
 
     fn cluster_size(&self) -> u64 {
         self.layout.cluster_bits.size()
+    }
+
+    fn compression(&self) -> Option<Compression> {
+        Some(self.header.compression)
     }
 
     fn decompress(&self, offset: HostOffset, len: u32) -> Result<Vec<u8>> {

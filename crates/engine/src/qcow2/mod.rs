@@ -6,6 +6,7 @@
 //!   snapshots, other sizes.
 
 pub mod bitmap;
+mod carried;
 pub mod check;
 mod claims;
 mod compress;

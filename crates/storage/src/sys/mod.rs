@@ -1,4 +1,5 @@
 //! The only unsafe code of this crate: system calls that no safe wrapper offers.
 
+pub(crate) mod clone;
 pub(crate) mod mapping;
 pub(crate) mod ofd;

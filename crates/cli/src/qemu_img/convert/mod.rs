@@ -15,7 +15,7 @@ use super::rebase::check_cache;
 use super::target::Target as OpenTarget;
 use super::{errno, help, keyval};
 use catena::ops::convert::{self, Request, Shared, Target};
-use catena::ops::{Concatenated, Input, Moving, Observer, copy};
+use catena::ops::{Concatenated, Input, Moving, Observer, Offload, copy};
 use catena::{Error, Layer, Policy};
 use catena_engine::{Disk, GuestOffset};
 use said::{OPTIONS, Said};
@@ -124,7 +124,11 @@ impl Conversion<'_> {
         if said.compressed && opened.driver() != "qcow2" {
             return Err(error("Compression not supported for this file format"));
         }
-        let target = OpenTarget::open(&opened)?;
+        let target = match said.cache.as_deref() {
+            // What can be made again need not be durable when it is done, as QEMU has it unless told otherwise.
+            None | Some("unsafe") => OpenTarget::open_unsynced(&opened)?,
+            Some(_) => OpenTarget::open(&opened)?,
+        };
         if new.is_none() && target.disk.size() < size {
             return Err(error("output file is smaller than input file"));
         }
@@ -282,6 +286,12 @@ impl Conversion<'_> {
                 threads: usize::try_from(said.parallel).unwrap_or(copy::THREADS),
                 any_order: said.any_order,
                 rate: said.rate,
+                offload: match said.sparse {
+                    _ if said.offload => Offload::All,
+                    // Where zeros are asked for as zeros, or as bytes, they are looked for, or written.
+                    Some(_) => Offload::Never,
+                    None => Offload::Share,
+                },
                 salvage: said.salvage,
             },
             compressed: said.compressed,

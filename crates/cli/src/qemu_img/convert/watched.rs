@@ -1,7 +1,9 @@
 //! Disks that remember where moving bytes failed: QEMU tells whether it was reading or writing, and at which byte.
 
 use crate::qemu_img::errno;
-use catena_engine::{Disk, Error, Extent, GuestOffset, Result, Unmap, WritableDisk};
+use catena_engine::{Carriage, Disk, Error, Extent, FileRole, GuestOffset, Result, Unmap, WritableDisk};
+use catena_format::qcow2::Compression;
+use catena_storage::{Carry, Storage};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The first failure.
@@ -59,6 +61,14 @@ impl Disk for Source {
     fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
         self.disk.extents(offset, end)
     }
+
+    fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
+        self.disk.store(layer, file)
+    }
+
+    fn compression(&self, layer: u32) -> Option<(Compression, u64)> {
+        self.disk.compression(layer)
+    }
 }
 
 /// A disk that is written.
@@ -98,5 +108,21 @@ impl WritableDisk for Target {
 
     fn flush(&self) -> Result<()> {
         self.disk.flush()
+    }
+
+    fn carriage(&self, how: Carry) -> Option<Carriage> {
+        self.disk.carriage(how)
+    }
+
+    fn write_from(
+        &self,
+        how: Carry,
+        from: &dyn Storage,
+        from_offset: u64,
+        offset: GuestOffset,
+        len: u64,
+    ) -> Result<u64> {
+        let written = self.disk.write_from(how, from, from_offset, offset, len);
+        self.failures.note("writing", offset, written)
     }
 }
