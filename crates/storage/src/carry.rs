@@ -29,13 +29,13 @@ pub fn sharing_unit(store: &dyn Storage) -> Option<u64> {
     if !block.is_power_of_two() {
         return None;
     }
-    // Past the end there is nothing to share, which file systems that can share at all find wrong with the request.
+    // A range past the end with itself: there is nothing to share, which file systems that can share at all find wrong with the request.
     let behind = store
         .len()
         .ok()?
         .checked_next_multiple_of(block)?
         .checked_add(block)?;
-    match clone_range(fd, behind, fd, 0, block) {
+    match clone_range(fd, behind, fd, behind, block) {
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Some(block),
         _ => None,
     }
