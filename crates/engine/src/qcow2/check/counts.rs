@@ -155,15 +155,6 @@ impl Counts {
         }
     }
 
-    /// Appends the counts of clusters from `first` on that lie in one chunk.
-    pub fn values(&self, first: u64, count: u64, values: &mut Vec<u64>) {
-        let start = first.saturating_sub(self.first);
-        match self.chunk(start / CHUNK).filter(|_| first < self.end()) {
-            Some(chunk) => chunk.values(start % CHUNK, count, values),
-            None => values.resize(values.len() + usize::try_from(count).unwrap_or_default(), 0),
-        }
-    }
-
     /// Whether any of the clusters from `first` on, which lie in one chunk, has a count.
     pub fn any(&self, first: u64, count: u64) -> bool {
         let start = first.saturating_sub(self.first);
@@ -191,20 +182,30 @@ impl Counts {
         }
     }
 
-    /// Sets the counts of consecutive clusters to the bits of these words, as far as they are counted here. A chunk begins with the
-    /// first bit of a word.
-    pub fn set_bits(&self, first: u64, words: &[u64]) {
-        for (index, start, n) in self.pieces(first, words.len() as u64 * WORD) {
-            let skip = (self.first + index * CHUNK + start).saturating_sub(first) / WORD;
+    /// Sets the counts of consecutive clusters, as far as they are counted here, to those in these words, each `1 << order` bits wide. A
+    /// chunk begins with the first count of a word.
+    pub fn set_words(&self, first: u64, order: u32, words: &[u64]) {
+        let per_word = WORD >> order;
+        for (index, start, n) in self.pieces(first, words.len() as u64 * per_word) {
+            let skip = (self.first + index * CHUNK + start).saturating_sub(first) / per_word;
             let words = words.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX));
             let Some(mut chunk) = self.chunk(index) else {
                 continue;
             };
             let before = chunk.bytes();
-            for (at, word) in (start..start + n).step_by(WORD as usize).zip(words) {
-                chunk.set_bits(at, *word, (start + n - at).min(WORD));
+            for (at, word) in (start..start + n).step_by(per_word as usize).zip(words) {
+                chunk.set_word(at, order, *word, (start + n - at).min(per_word));
             }
             self.grown(before, chunk);
+        }
+    }
+
+    /// Tells of the counts of clusters from `first` on that lie in one chunk, in runs of the same: the count, and how many.
+    pub fn runs(&self, first: u64, count: u64, mut tell: impl FnMut(u64, u64)) {
+        let start = first.saturating_sub(self.first);
+        match self.chunk(start / CHUNK).filter(|_| first < self.end()) {
+            Some(chunk) => chunk.runs(start % CHUNK, count, tell),
+            None => tell(0, count),
         }
     }
 
@@ -345,20 +346,38 @@ impl Chunk {
         }
     }
 
-    /// Sets `n` counts to the bits of a word.
-    fn set_bits(&mut self, at: u64, bits: u64, n: u64) {
-        let bits = bits & (u64::MAX >> (WORD - n));
-        if bits == 0 && self.words.is_empty() {
+    /// Sets `n` counts to those of a word of counts of another width.
+    fn set_word(&mut self, at: u64, order: u32, word: u64, n: u64) {
+        let word = word & (u64::MAX >> (WORD - (n << order).min(WORD)));
+        if word == 0 && self.words.is_empty() {
             return;
         }
-        self.widen_for(1);
-        if self.order > 0 || n < WORD {
-            (0..n).for_each(|bit| self.set(at + bit, bits >> bit & 1));
-        } else if let Some(word) = usize::try_from(at / WORD)
+        self.widen_for(max_of_order(order));
+        let per_word = self.per_word();
+        if self.order > order || n < per_word {
+            let count = |number: u64| word >> (number << order) & max_of_order(order);
+            (0..n).for_each(|number| self.set(at + number, count(number)));
+        } else if let Some(to) = usize::try_from(at / per_word)
             .ok()
-            .and_then(|word| self.words.get_mut(word))
+            .and_then(|index| self.words.get_mut(index))
         {
-            *word = bits;
+            *to = word;
+        }
+    }
+
+    /// See [`Counts::runs`].
+    fn runs(&self, start: u64, count: u64, mut tell: impl FnMut(u64, u64)) {
+        let (per_word, end) = (self.per_word(), start + count);
+        let mut at = start;
+        while at < end {
+            let n = (per_word - at % per_word).min(end - at);
+            let (value, mask) = (self.get(at), self.mask(at, n));
+            if self.word(at) & mask == (ones(self.order) * value) & mask {
+                tell(value, n);
+            } else {
+                (at..at + n).for_each(|at| tell(self.get(at), 1));
+            }
+            at += n;
         }
     }
 
@@ -503,7 +522,8 @@ impl Chunk {
                     at = zero;
                     continue;
                 }
-                let end = now.nonzero_from(at, self.zero_from(at, CHUNK).unwrap_or(CHUNK));
+                let end = now.nonzero_from(at, CHUNK);
+                let end = self.zero_from(at, end).unwrap_or(end);
                 let run = at..end;
                 at = end;
                 return Some(run);
@@ -550,15 +570,6 @@ impl Chunk {
             .and_then(|index| self.words.get(index))
             .copied()
             .unwrap_or(0)
-    }
-
-    /// Appends the counts of so many clusters from `start` on.
-    fn values(&self, start: u64, count: u64, values: &mut Vec<u64>) {
-        if self.words.is_empty() {
-            values.resize(values.len() + usize::try_from(count).unwrap_or_default(), 0);
-            return;
-        }
-        values.extend((start..start + count).map(|at| self.get(at)));
     }
 
     /// Whether any count of a range is not zero.
@@ -683,12 +694,26 @@ mod tests {
         counts.set_all(0, &values);
         assert!((64..640).all(|cluster| counts.get(cluster) == cluster % 2));
         let bits = Counts::new(64, 1000, u64::MAX, usize::MAX);
-        bits.set_bits(0, &[0xaaaa_aaaa_aaaa_aaaa; 20]);
+        bits.set_words(0, 0, &[0xaaaa_aaaa_aaaa_aaaa; 20]);
         assert!((64..1000).all(|cluster| bits.get(cluster) == cluster % 2));
         assert_eq!(bits.get(1001), 0);
         bits.set_all(100, &[7]);
-        bits.set_bits(64, &[u64::MAX]);
+        bits.set_words(64, 0, &[u64::MAX]);
         assert!(bits.all_one(64, 64));
+        let pairs = Counts::new(0, 1000, u64::MAX, usize::MAX);
+        pairs.set_words(0, 1, &[0xe4e4_e4e4_e4e4_e4e4; 4]);
+        assert!((0..128).all(|cluster| pairs.get(cluster) == cluster % 4));
+        let (mut all, mut seen) = (Vec::new(), 0);
+        pairs.runs(10, 500, |value, n| {
+            all.extend(std::iter::repeat_n(value, usize::try_from(n).unwrap()));
+            seen += 1;
+        });
+        assert!(
+            (10..510)
+                .zip(&all)
+                .all(|(cluster, value)| pairs.get(cluster) == *value)
+        );
+        assert!(all.len() == 500 && seen < 200);
         counts.set_all(100, &[7, 8, 9]);
         assert_eq!([counts.get(99), counts.get(101), counts.get(103)], [1, 8, 1]);
     }

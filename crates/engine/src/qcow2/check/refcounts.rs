@@ -89,8 +89,8 @@ impl Refcounts {
             };
             if let Some(offset) = self.readable_block(*entry) {
                 Endless(storage).fill(&mut block, offset)?;
-                if let Some(words) = zeros_and_ones(&block, self.order) {
-                    self.counts.set_bits(first, &words);
+                if let Some((order, words)) = pack(&block, self.order) {
+                    self.counts.set_words(first, order, &words);
                 } else {
                     decode(&block, self.order, &mut values);
                     self.counts.set_all(first, &values);
@@ -173,27 +173,30 @@ impl Refcounts {
     }
 }
 
-/// A bit for each refcount of a block that holds nothing but zeros and ones, of the width that nearly all images have.
-fn zeros_and_ones(block: &[u8], order: u32) -> Option<Vec<u64>> {
-    /// Bytes of the refcounts of a word.
+/// The refcounts of a block of the width that nearly all images have, in words of counts of `1 << order` bits; where that is enough.
+fn pack(block: &[u8], order: u32) -> Option<(u32, Vec<u64>)> {
+    /// Bytes of the refcounts that a word of single bits holds.
     const GROUP: usize = 128;
-    const ZEROS: [[u8; 2]; GROUP / 2] = [[0, 0]; GROUP / 2];
-    const ONES: [[u8; 2]; GROUP / 2] = [[0, 1]; GROUP / 2];
-    let word = |group: &[u8; GROUP]| {
-        if group == ZEROS.as_flattened() {
-            return Some(0);
-        }
-        if group == ONES.as_flattened() {
-            return Some(u64::MAX);
-        }
-        let counts = group.as_chunks::<2>().0.iter().rev();
-        counts
-            .map(|raw| u16::from_be_bytes(*raw))
-            .try_fold(0, |word, count| (count < 2).then(|| word << 1 | u64::from(count)))
-    };
-    (order == 4)
-        .then(|| block.as_chunks::<GROUP>().0.iter().map(word).collect())
-        .flatten()
+    let refcounts = block.as_chunks::<2>().0;
+    let all = refcounts
+        .iter()
+        .fold(0, |all, raw| all | u16::from_be_bytes(*raw));
+    let narrow = (0..=1).find(|narrow| u64::from(all) <= max_of_order(*narrow))?;
+    if order != 4 {
+        return None;
+    }
+    let mut words = Vec::with_capacity(refcounts.len() << narrow >> 6);
+    for group in refcounts.chunks_exact((GROUP / 2) >> narrow) {
+        let is_uniform = group.iter().zip(group.iter().skip(1)).all(|(a, b)| a == b);
+        let ones = u64::MAX / max_of_order(narrow);
+        words.push(match group.first().filter(|_| is_uniform) {
+            Some(raw) => u64::from(u16::from_be_bytes(*raw)) * ones,
+            None => group.iter().rev().fold(0, |word, raw| {
+                word << (1 << narrow) | u64::from(u16::from_be_bytes(*raw))
+            }),
+        });
+    }
+    Some((narrow, words))
 }
 
 /// The refcounts of a block, each `1 << order` bits wide. Widths below a byte fill it from its least significant bit.
@@ -272,17 +275,19 @@ mod tests {
             let mut read = Vec::new();
             decode(&encode(&values, order), order, &mut read);
             assert_eq!(read, values, "{order}");
-            let bits = [0, 1, 1, 0, 1]
-                .into_iter()
-                .cycle()
-                .take(1 << 10)
-                .collect::<Vec<_>>();
-            let words = zeros_and_ones(&encode(&bits, order), order);
-            assert_eq!(words.is_some(), order == 4);
-            for (at, word) in words.into_iter().flatten().enumerate() {
-                assert!((0..64).all(|bit| word >> bit & 1 == bits[at * 64 + bit]));
+            for most in [1, 3] {
+                let mut counts: Vec<u64> = (0..1 << 10).map(|n| n * 7 / 5 & most).collect();
+                counts[256..512].fill(most);
+                let packed = pack(&encode(&counts, order), order);
+                assert_eq!(packed.is_some(), order == 4);
+                if let Some((narrow, words)) = packed {
+                    assert_eq!(max_of_order(narrow), most);
+                    let held = Counts::new(0, 1 << 10, most, usize::MAX);
+                    held.set_words(0, narrow, &words);
+                    assert!((0u64..).zip(&counts).all(|(at, count)| held.get(at) == *count));
+                }
             }
-            assert_eq!(zeros_and_ones(&encode(&[2; 1 << 10], order), order), None);
+            assert_eq!(pack(&encode(&[4; 1 << 10], order), order), None);
         }
     }
 }

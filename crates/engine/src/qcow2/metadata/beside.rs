@@ -318,7 +318,7 @@ impl<'a> Beside<'a> {
         let at_once = usize::try_from((WRITE_BYTES / size).max(1)).unwrap_or(1);
         let next = AtomicUsize::new(0);
         in_parallel(self.threads, || {
-            let (mut values, mut bytes, mut start) = (Vec::new(), Vec::new(), 0);
+            let (mut bytes, mut start) = (Vec::new(), 0);
             loop {
                 let group = next.fetch_add(1, Ordering::Relaxed).saturating_mul(at_once);
                 let Some(entries) = table.get(group..).filter(|entries| !entries.is_empty()) else {
@@ -334,8 +334,7 @@ impl<'a> Beside<'a> {
                         bytes.clear();
                         start = *entry;
                     }
-                    read_values(counts, index as u64 * per_block, per_block, &mut values);
-                    bytes.extend(refcounts::encode(&values, order));
+                    encode(counts, index as u64 * per_block, per_block, order, &mut bytes);
                 }
                 self.storage.write_all_at(&bytes, start)?;
                 bytes.clear();
@@ -420,14 +419,29 @@ fn in_use(counts: &Counts, first: u64, count: u64) -> bool {
     false
 }
 
-fn read_values(counts: &Counts, first: u64, count: u64, values: &mut Vec<u64>) {
-    values.clear();
+/// Appends the block of these clusters' refcounts.
+fn encode(counts: &Counts, first: u64, count: u64, order: u32, bytes: &mut Vec<u8>) {
     let end = first + count;
     let mut at = first;
+    let mut values = Vec::new();
     while at < end {
         let n = (CHUNK - at % CHUNK).min(end - at);
-        counts.values(at, n, values);
+        counts.runs(at, n, |value, n| {
+            let n = usize::try_from(n).unwrap_or_default();
+            match order {
+                0..=2 => values.extend(std::iter::repeat_n(value, n)),
+                _ => {
+                    let raw = value.to_be_bytes();
+                    let width = raw.len() >> (6 - order);
+                    let raw = raw.get(raw.len() - width..).unwrap_or_default();
+                    bytes.extend(raw.repeat(n));
+                }
+            }
+        });
         at += n;
+    }
+    if order < 3 {
+        bytes.extend(refcounts::encode(&values, order));
     }
 }
 
