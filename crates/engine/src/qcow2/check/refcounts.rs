@@ -276,7 +276,7 @@ mod tests {
             decode(&encode(&values, order), order, &mut read);
             assert_eq!(read, values, "{order}");
             for most in [1, 3] {
-                let mut counts: Vec<u64> = (0..1 << 10).map(|n| n * 7 / 5 & most).collect();
+                let mut counts: Vec<u64> = (0..1 << 10).map(|n| (n * 7 / 5) & most).collect();
                 counts[256..512].fill(most);
                 let packed = pack(&encode(&counts, order), order);
                 assert_eq!(packed.is_some(), order == 4);

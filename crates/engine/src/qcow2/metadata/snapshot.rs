@@ -59,14 +59,13 @@ pub fn create(storage: &dyn Storage, new: &NewSnapshot, options: &CheckOptions<'
             .flat_map(|field| field.to_be_bytes())
             .collect(),
     };
+    let old = tables::read_l1(storage, roots.header.l1_offset, roots.header.l1_entries)?;
     let counts = beside.counted()?;
     if counts.bound() > RefcountWidth::of(&roots.header).max() / 2 {
         // Each count becomes at most twice what it is. Where that may be too much, nothing is written before it is known.
-        let mut trial = roots.clone();
-        trial.snapshots.push(record.clone());
-        beside.count(&trial)?;
+        let trial = beside.count(&roots)?;
+        tables::recount(&beside, shape, &tables::missing(&old, &[]), &trial, true)?;
     }
-    let old = tables::read_l1(storage, roots.header.l1_offset, roots.header.l1_entries)?;
     let (mut l1, narrow) = (old.clone(), AtomicBool::new(false));
     tables::rewrite(&mut beside, &mut l1, |_, table| {
         tables::references(shape, table, |first, count| {
