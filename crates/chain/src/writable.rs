@@ -10,6 +10,15 @@ use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What an operation writes through: it is given each file that is written, and puts something in front of it, such as a log of what is
+/// written.
+pub type Through<'a> = &'a dyn Fn(LocalFile) -> Arc<dyn Storage>;
+
+/// Nothing in front.
+pub(crate) fn plainly(file: LocalFile) -> Arc<dyn Storage> {
+    Arc::new(file)
+}
+
 /// A layer that is open for writing, locked against every other user.
 ///
 /// The locks are given up when the last clone of [`Writable::disk`] and this are gone.
@@ -17,7 +26,7 @@ use std::sync::Arc;
 pub struct Writable {
     disk: Arc<dyn WritableDisk>,
     qcow2: Option<Arc<Qcow2Disk>>,
-    file: LocalFile,
+    file: Arc<dyn Storage>,
     path: PathBuf,
     format: Format,
 }
@@ -26,7 +35,7 @@ pub struct Writable {
 #[derive(Clone)]
 pub(crate) struct Reserved {
     pub file: LocalFile,
-    data_file: Option<Arc<dyn Storage>>,
+    data_file: Option<LocalFile>,
 }
 
 impl std::fmt::Debug for Reserved {
@@ -54,7 +63,7 @@ impl Layer {
     /// Opens the layer for writing over these, which are below it.
     pub(crate) fn open_writable(&self, below: &[Layer], sharing: Sharing) -> Result<Writable> {
         let reserved = self.reserve()?;
-        self.open_reserved(&reserved, below, sharing)
+        self.open_reserved(&reserved, below, sharing, &plainly)
     }
 
     /// Opens the layer's files to be written and locks them against every other user. Nothing is written.
@@ -85,10 +94,11 @@ impl Layer {
         reserved: &Reserved,
         below: &[Layer],
         sharing: Sharing,
+        through: Through<'_>,
     ) -> Result<Writable> {
         let path = self.path().unwrap_or(Path::new("")).to_owned();
-        let file = reserved.file.clone();
-        let storage: Arc<dyn Storage> = Arc::new(file.clone());
+        let file = through(reserved.file.clone());
+        let storage = Arc::clone(&file);
         let named = |error: Error| error.with_path(&path);
         let (disk, qcow2): (Arc<dyn WritableDisk>, _) = match self.format {
             Format::Raw | Format::Iso => {
@@ -99,7 +109,7 @@ impl Layer {
                 (Arc::new(RawDisk::new(image.map_err(named)?)), None)
             }
             Format::Qcow2 => {
-                let data_file = reserved.data_file.clone();
+                let data_file = reserved.data_file.clone().map(through);
                 let backing = self.below(below, sharing)?;
                 let disk = Arc::new(Qcow2Disk::open(storage, data_file, backing).map_err(named)?);
                 (Arc::clone(&disk) as Arc<dyn WritableDisk>, Some(disk))
@@ -129,7 +139,7 @@ impl Layer {
         Ok(Some(Arc::new(Stack::new(images.collect::<Result<Vec<_>>>()?))))
     }
 
-    fn reopen_data_file(&self) -> Result<Option<Arc<dyn Storage>>> {
+    fn reopen_data_file(&self) -> Result<Option<LocalFile>> {
         let Some(data_file) = &self.data_file else {
             return Ok(None);
         };
@@ -147,7 +157,7 @@ impl Layer {
             }
         };
         let path = data_file.source.as_ref().and_then(|source| source.path());
-        Ok(Some(Arc::new(reopen(file, path.unwrap_or(Path::new("")))?)))
+        Ok(Some(reopen(file, path.unwrap_or(Path::new("")))?))
     }
 
     /// The layer's file, opened for writing and locked: the very file that detection looked at, whatever its name
@@ -204,8 +214,8 @@ impl Writable {
     }
 
     /// The open image file, which holds the locks.
-    pub fn file(&self) -> &LocalFile {
-        &self.file
+    pub fn file(&self) -> &dyn Storage {
+        &*self.file
     }
 
     /// Makes the disk larger; what is new reads as zeros.
@@ -217,7 +227,7 @@ impl Writable {
             (Some(disk), _) => disk.grow(size),
             (None, Format::Raw) => {
                 self.file.set_len(size)?;
-                self.disk = Arc::new(RawDisk::new(Raw::open(Arc::new(self.file.clone()))?));
+                self.disk = Arc::new(RawDisk::new(Raw::open(Arc::clone(&self.file))?));
                 Ok(())
             }
             (None, other) => Err(Error::new(
@@ -229,7 +239,7 @@ impl Writable {
     }
 
     /// Makes everything written durable and the image clean. Its locks stay for as long as the file is open.
-    pub fn finish(self) -> Result<LocalFile> {
+    pub fn finish(self) -> Result<Arc<dyn Storage>> {
         let Self {
             disk,
             qcow2,

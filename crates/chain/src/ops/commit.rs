@@ -7,7 +7,7 @@
 
 use super::children::OtherChildren;
 use super::choice::LayerChoice;
-use super::copy::{Copy, Moving, Zeros};
+use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::{Observer, Silent};
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
 use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
@@ -16,12 +16,13 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use crate::writable::Reserved;
+use crate::writable::{Reserved, Through, plainly};
 use catena_engine::qcow2::{CheckOptions, metadata};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
 use catena_storage::{LocalFile, sync_directory_of};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What to commit.
 #[derive(Clone, Debug)]
@@ -48,7 +49,8 @@ pub enum After {
     Empty,
     /// They stay as they are.
     Keep,
-    /// They are deleted, and the layer above them, where there is one, is put on the base.
+    /// They are deleted from the lowest up, each when the one above it has been put on the base: the chain is whole at every instant. A cut
+    /// between the two leaves at most one file that nothing refers to any more.
     Delete,
 }
 
@@ -62,8 +64,8 @@ pub struct Plan {
     moving: Moving,
     to_copy: u64,
     grows_to: Option<u64>,
-    /// The layer that is put on the base, and how it records it.
-    relinked: Option<(usize, NewBacking)>,
+    /// The layers that are put on the base, lowest first, and how they record it.
+    relinked: Vec<(usize, NewBacking)>,
     /// The layer asked for is gone already.
     done: bool,
     /// Layers that were committed before and only have to be deleted still.
@@ -75,7 +77,8 @@ pub struct Plan {
 /// The locks of what is read and written, from the plan to the end: nothing that was looked at can change between.
 #[derive(Debug)]
 struct Held {
-    relinked: Option<LocalFile>,
+    /// The files of the layers that are put on the base.
+    relinked: Vec<LocalFile>,
     emptied: Option<LocalFile>,
     base: Reserved,
     /// What the committed layers show.
@@ -83,28 +86,37 @@ struct Held {
 }
 
 impl Held {
-    fn of(chain: &Chain, (top, base): (usize, usize), after: After, relinked: Option<usize>) -> Result<Self> {
+    fn of(
+        chain: &Chain,
+        (top, base): (usize, usize),
+        after: After,
+        relinked: &[(usize, NewBacking)],
+    ) -> Result<Self> {
         let reserve = |index: usize| {
             let layer = chain.layers.get(index);
             layer
                 .ok_or_else(|| Error::new(ErrorKind::OutOfBounds, format!("there is no layer {index}")))?
                 .reserve()
         };
-        let relinked_file = relinked.map(reserve).transpose()?.map(|reserved| reserved.file);
-        let emptied = match after {
-            After::Empty if relinked.is_none() => Some(reserve(top)?.file),
-            After::Empty => relinked_file.clone(),
-            After::Keep | After::Delete => None,
+        let files = { relinked.iter() }
+            .map(|(index, _)| Ok(reserve(*index)?.file))
+            .collect::<Result<Vec<_>>>()?;
+        let emptied = match (after, files.first()) {
+            (After::Empty, None) => Some(reserve(top)?.file),
+            (After::Empty, Some(file)) => Some(file.clone()),
+            (After::Keep | After::Delete, _) => None,
         };
         // What we have locked for writing cannot be locked against writers.
-        let top_is_ours = emptied.is_some() || relinked == Some(top);
+        let is_ours = |index: usize| {
+            (index == top && emptied.is_some()) || relinked.iter().any(|(ours, _)| *ours == index)
+        };
         let layers = chain.layers.get(top..base).unwrap_or_default();
         let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
-            let ours = number == 0 && top_is_ours;
+            let ours = is_ours(top + number);
             (layer, if ours { Sharing::Force } else { Sharing::Locked })
         }))?;
         Ok(Self {
-            relinked: relinked_file,
+            relinked: files,
             emptied,
             base: reserve(base)?,
             view,
@@ -153,40 +165,38 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         ));
     }
     let relinked = match request.after {
-        After::Keep => None,
-        _ if base == top + 1 && (top == 0 || request.after == After::Empty) => None,
-        After::Empty => Some(top),
-        // An active image goes last: until then it stands on the base.
-        After::Delete => Some(top.saturating_sub(1)),
+        After::Empty if base > top + 1 => top..top + 1,
+        // Before a layer goes the one above it is put on the base: the chain is never broken.
+        After::Delete => top.saturating_sub(1)..base - 1,
+        After::Empty | After::Keep => 0..0,
     };
-    let relinked = match (relinked, chain.layers.get(base - 1)) {
-        (Some(index), Some(owner)) => {
-            let image = chain.layers.get(index).unwrap_or(highest);
+    let relinked = { chain.layers.iter().enumerate().take(relinked.end) }
+        .skip(relinked.start)
+        .rev()
+        .map(|(index, image)| {
             changeable_header(image)?;
-            Some((index, reference_to(image, owner, written)?))
-        }
-        _ => None,
-    };
+            let owner = chain.layers.get(base - 1).unwrap_or(image);
+            Ok((index, reference_to(image, owner, written)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
     let size = highest.virtual_size().unwrap_or_default();
     let grows_to = (written.virtual_size().unwrap_or_default() < size).then_some(size);
-    let index = relinked.as_ref().map(|(index, _)| *index);
-    let held_files = Held::of(&chain, (top, base), request.after, index)?;
+    let held_files = Held::of(&chain, (top, base), request.after, &relinked)?;
     let view = &held_files.view;
     let to_copy = bytes_to_copy(held(&**view.disk(), layers.len()))?;
     // The base and all between show something else afterwards; the highest layer does not, unless it goes.
-    let mut changed: Vec<&Layer> = chain.layers.iter().skip(top + 1).take(base - top).collect();
+    let changed: Vec<&Layer> = chain.layers.iter().skip(top + 1).take(base - top).collect();
     if request.after == After::Delete {
-        changed.push(highest);
+        request
+            .children
+            .check(&layers.iter().collect::<Vec<_>>(), &chain.layers)?;
     }
     // What is committed already, as when the same is asked again, changes nobody's view.
     let writes = |piece: Result<Piece>| piece.map_or(true, |piece| piece.what != What::Skip);
-    if request.after == After::Delete || grows_to.is_some() || held(&**view.disk(), layers.len()).any(writes)
-    {
+    if grows_to.is_some() || held(&**view.disk(), layers.len()).any(writes) {
         let refused = request.children.check(&changed, &chain.layers);
-        // A commit that was stopped when the base had all of it, but its highest layer was not emptied yet.
-        if refused.is_err()
-            && (request.after == After::Delete || grows_to.is_some() || !is_shown(&chain, top, base)?)
-        {
+        // A commit that was stopped when the base had all of it, but its layers were not dealt with yet.
+        if refused.is_err() && (grows_to.is_some() || !is_shown(&chain, top, base)?) {
             refused?;
         }
     }
@@ -217,9 +227,13 @@ fn left_over(request: &Request, chain: &Chain, policy: &Policy) -> Result<Option
     if below.check_complete().is_err() {
         return Ok(None);
     }
-    let base = request.base.clone().unwrap_or(LayerChoice::Index(1));
-    let (LayerChoice::Path(_), Ok(base)) = (&base, base.find(&below)) else {
-        return Ok(None);
+    let base = match &request.base {
+        None => 1,
+        Some(LayerChoice::Index(_)) => return Ok(None),
+        Some(path) => match path.find(&below) {
+            Ok(base) => base,
+            Err(_) => return Ok(None),
+        },
     };
     let Some(written) = below.layers.get(base).and_then(Layer::object) else {
         return Ok(None);
@@ -309,7 +323,7 @@ impl Plan {
             moving: request.moving.clone(),
             to_copy: 0,
             grows_to: None,
-            relinked: None,
+            relinked: Vec::new(),
             done: true,
             left,
             held: None,
@@ -339,7 +353,20 @@ impl Plan {
     }
 
     /// Commits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] where there is no room for it: what was copied stays, nothing else has changed, and the same goes on from
+    /// there when there is.
     pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
+        self.execute_through(&plainly, observer)
+    }
+
+    /// The same, with something in front of what is written.
+    pub fn execute_through(&self, through: Through<'_>, observer: &dyn Observer) -> Result<()> {
+        self.perform(through, observer).map_err(goes_on_with_room)
+    }
+
+    fn perform(&self, through: Through<'_>, observer: &dyn Observer) -> Result<()> {
         observer.check()?;
         if self.done {
             return delete(&self.left);
@@ -356,7 +383,12 @@ impl Plan {
         let layers = self.chain.layers.get(self.top..self.base).unwrap_or_default();
         let below = self.chain.layers.get(self.base + 1..).unwrap_or_default();
         let base = self.layer(self.base)?;
-        let mut base = base.open_reserved(reserved, below, Sharing::Locked)?;
+        let mut base = base.open_reserved(reserved, below, Sharing::Locked, through)?;
+        let relinked: Vec<_> = relinked.iter().cloned().map(through).collect();
+        let emptied = match (emptied, relinked.first()) {
+            (Some(_), Some(same)) => Some(Arc::clone(same)),
+            (file, _) => file.clone().map(through),
+        };
         if let Some(size) = self.grows_to {
             base.grow(size)?;
         }
@@ -378,13 +410,16 @@ impl Plan {
         // From here on the base shows what the layers do.
         base.finish()?;
         observer.check()?;
-        if let (Some(file), Some((_, backing))) = (relinked, &self.relinked) {
-            set_backing(file, Some(backing))?;
+        for (file, (index, backing)) in relinked.iter().zip(&self.relinked) {
+            set_backing(&**file, Some(backing))?;
+            if self.after == After::Delete {
+                delete_files(self.layer(index + 1)?)?;
+            }
         }
-        match (self.after, emptied) {
-            (After::Delete, _) => delete(layers),
-            (After::Empty, Some(top)) => metadata::empty(top, &CheckOptions::default()),
-            (After::Empty | After::Keep, _) => Ok(()),
+        match (self.after, &emptied) {
+            (After::Delete, _) if self.top == 0 => delete_files(self.layer(0)?),
+            (After::Empty, Some(top)) => metadata::empty(&**top, &CheckOptions::default()),
+            _ => Ok(()),
         }
     }
 }
@@ -452,7 +487,11 @@ impl fmt::Display for Plan {
             After::Empty => write!(f, "; {} is emptied", quoted.first().map_or("", |name| name))?,
             After::Delete => write!(f, "; they are deleted")?,
         }
-        if let Some((index, backing)) = &self.relinked {
+        for (index, backing) in &self.relinked {
+            if self.after == After::Delete && *index >= self.top {
+                // It goes itself.
+                continue;
+            }
             let image = self.chain.layers.get(*index).map(Layer::name).unwrap_or_default();
             write!(f, "; '{image}' is put on '{}' ({})", backing.name, backing.format)?;
         }

@@ -261,11 +261,16 @@ impl Plan {
                             .fill(&part, observer)
                             .and_then(|()| create::refuse_existing(path, Existing::Refuse))
                             .and_then(|()| publish_as(&part, path));
-                        if filled.is_err() {
+                        filled.map_err(|error| {
                             // What is left of it is of no use; the error is what matters.
                             let _ = std::fs::remove_file(&part);
-                        }
-                        filled
+                            match error.kind() {
+                                ErrorKind::NoSpace => error.with_hint(
+                                    "nothing is left of the new image: make room, and run the same command again",
+                                ),
+                                _ => error,
+                            }
+                        })
                     }
                 }
             }

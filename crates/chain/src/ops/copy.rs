@@ -65,6 +65,16 @@ pub(super) enum Zeros {
     WriteBehind(u64, Unmap),
 }
 
+/// Adds to an error that there is no space what to do about it, where the operation goes on from what was copied.
+pub(super) fn goes_on_with_room(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NoSpace if error.hint().is_none() => error.with_hint(
+            "every guest sees what it saw, and what was copied stays: make room, and run the same command again",
+        ),
+        _ => error,
+    }
+}
+
 /// A copy: from where, to where, and how.
 pub(super) struct Copy<'a> {
     pub source: &'a dyn Disk,

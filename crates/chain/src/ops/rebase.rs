@@ -5,7 +5,7 @@
 //! same over the new one; begun again after an interruption, it finds less to copy.
 
 use super::convert::copy_differences;
-use super::copy::{Copy, Moving, Zeros};
+use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::Observer;
 use super::pieces::bytes_to_copy;
 use super::relink::{NewBacking, changeable_header, check_no_loop, is_same_backing, resolve, set_backing};
@@ -14,7 +14,7 @@ use crate::chain::{Chain, End, Layer, Link};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use crate::writable::Reserved;
+use crate::writable::{Reserved, Through, plainly};
 use catena_engine::{Error, ErrorKind, Result, Unmap};
 use catena_storage::LocalFile;
 use std::fmt;
@@ -120,7 +120,20 @@ impl Plan {
     }
 
     /// Rebases.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] where there is no room for it: what was copied stays, nothing else has changed, and the same goes on from
+    /// there when there is.
     pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
+        self.execute_through(&plainly, observer)
+    }
+
+    /// The same, with something in front of what is written.
+    pub fn execute_through(&self, through: Through<'_>, observer: &dyn Observer) -> Result<()> {
+        self.perform(through, observer).map_err(goes_on_with_room)
+    }
+
+    fn perform(&self, through: Through<'_>, observer: &dyn Observer) -> Result<()> {
         observer.check()?;
         let (image, below) = self
             .chain
@@ -128,13 +141,13 @@ impl Plan {
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no image"))?;
         let file = match &self.held {
-            Held::Same(file) => file.clone(),
+            Held::Same(file) => through(file.clone()),
             Held::Compared {
                 image: reserved,
                 old,
                 new,
             } => {
-                let writable = image.open_reserved(reserved, below, Sharing::Locked)?;
+                let writable = image.open_reserved(reserved, below, Sharing::Locked, through)?;
                 let old_size = below.first().and_then(Layer::virtual_size).unwrap_or_default();
                 let zeros = match self.moving.sparse {
                     0 => Zeros::WriteBehind(old_size, Unmap::Allow),
@@ -158,7 +171,7 @@ impl Plan {
             }
         };
         observer.check()?;
-        set_backing(&file, self.backing.as_ref())
+        set_backing(&*file, self.backing.as_ref())
     }
 }
 

@@ -209,7 +209,7 @@ impl Plan {
 }
 
 /// Rewrites what an open image records about its backing. The caller has locked it, and knows that the view stays.
-pub(super) fn set_backing(file: &LocalFile, backing: Option<&NewBacking>) -> Result<()> {
+pub(super) fn set_backing(file: &dyn Storage, backing: Option<&NewBacking>) -> Result<()> {
     let header = Header::read(&StorageBytes::new(file)?)?;
     let area = read_area(
         file,
@@ -218,7 +218,7 @@ pub(super) fn set_backing(file: &LocalFile, backing: Option<&NewBacking>) -> Res
     write_each(file, &rewrite::plan(&area, &header, &changed(&header, backing)?)?)
 }
 
-fn write_each(file: &LocalFile, writes: &[Write]) -> Result<()> {
+fn write_each(file: &dyn Storage, writes: &[Write]) -> Result<()> {
     for (offset, bytes) in writes {
         file.write_all_at(bytes, *offset)?;
         file.flush()?;
@@ -469,7 +469,7 @@ fn is_well_placed(header: &Header) -> bool {
 }
 
 /// The first cluster, zeros where the file is shorter.
-fn read_area(file: &LocalFile, len: usize) -> Result<Vec<u8>> {
+fn read_area(file: &dyn Storage, len: usize) -> Result<Vec<u8>> {
     let mut area = vec![0; len];
     file.read_at(&mut area, 0)?;
     Ok(area)

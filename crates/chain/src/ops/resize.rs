@@ -15,7 +15,7 @@ use crate::writable::Writable;
 use catena_engine::qcow2::{self, CheckOptions, shrink};
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::{Format, limits};
-use catena_storage::{LocalFile, Storage};
+use catena_storage::Storage;
 use std::fmt;
 
 /// Guests see whole sectors.
@@ -159,7 +159,7 @@ impl Plan {
                 // Nobody has seen what is new: without its space it goes again, and the same command can be given again. Where
                 // even that fails, the first error is the one to tell.
                 if let Ok(file) = &file {
-                    let _ = cut_off(image.format, file, self.old, &CheckOptions::default());
+                    let _ = cut_off(image.format, &**file, self.old, &CheckOptions::default());
                 }
                 kept.map_err(named)?;
             }
@@ -175,7 +175,7 @@ impl Plan {
 }
 
 /// Makes a disk smaller that nobody else uses.
-fn cut_off(format: Format, file: &LocalFile, size: u64, options: &CheckOptions<'_>) -> Result<()> {
+fn cut_off(format: Format, file: &dyn Storage, size: u64, options: &CheckOptions<'_>) -> Result<()> {
     match format {
         Format::Qcow2 => shrink(file, size, options),
         _ => {

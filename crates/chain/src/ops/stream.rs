@@ -4,7 +4,7 @@
 //! changes. Other images keep what they stand on. Begun again after an interruption, it copies what is still missing.
 
 use super::choice::LayerChoice;
-use super::copy::{Copy, Moving, Zeros};
+use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::Observer;
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
 use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
@@ -13,7 +13,7 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use crate::writable::Reserved;
+use crate::writable::{Reserved, Through, plainly};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
 use std::fmt;
 
@@ -115,7 +115,20 @@ impl Plan {
     }
 
     /// Pulls them up.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] where there is no room for it: what was copied stays, nothing else has changed, and the same goes on from
+    /// there when there is.
     pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
+        self.execute_through(&plainly, observer)
+    }
+
+    /// The same, with something in front of what is written.
+    pub fn execute_through(&self, through: Through<'_>, observer: &dyn Observer) -> Result<()> {
+        self.perform(through, observer).map_err(goes_on_with_room)
+    }
+
+    fn perform(&self, through: Through<'_>, observer: &dyn Observer) -> Result<()> {
         let Some((reserved, view)) = &self.held else {
             return Ok(());
         };
@@ -125,7 +138,7 @@ impl Plan {
             .layers
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no image"))?;
-        let writable = image.open_reserved(reserved, below, Sharing::Locked)?;
+        let writable = image.open_reserved(reserved, below, Sharing::Locked, through)?;
         let copy = Copy {
             source: &**view.disk(),
             target: &**writable.disk(),
@@ -145,7 +158,7 @@ impl Plan {
         copy.run(Pieces::new(pieces, view.size(), align))?;
         let file = writable.finish()?;
         observer.check()?;
-        set_backing(&file, self.backing.as_ref())
+        set_backing(&*file, self.backing.as_ref())
     }
 }
 
