@@ -7,7 +7,7 @@
 use crate::open::Kind;
 use crate::storage::{Span, SpanKind};
 use crate::transfer::{OFFSET_LIMIT, uninterrupted};
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstat, ioctl_blksszget, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstat, fstatfs, ioctl_blksszget, seek};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -134,6 +134,17 @@ pub(crate) fn allocate(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) ->
         Kind::Regular => change(fd, FallocateFlags::empty(), offset, len),
         Kind::Block => Ok(offset.saturating_add(len) <= length(fd, kind)?),
     }
+}
+
+/// Finds space for a range in one piece, without changing how long the file is. `false` where that is not worth it: in memory, where space
+/// has no order and pages would be made that nobody may write.
+pub(crate) fn keep_ahead(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<bool> {
+    /// `statfs(2)`'s `TMPFS_MAGIC`.
+    const TMPFS: u64 = 0x0102_1994;
+    if kind == Kind::Block || u64::try_from(fstatfs(fd)?.f_type).is_ok_and(|kind| kind == TMPFS) {
+        return Ok(false);
+    }
+    change(fd, FallocateFlags::KEEP_SIZE, offset, len)
 }
 
 fn change(fd: BorrowedFd<'_>, way: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {

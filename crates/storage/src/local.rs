@@ -303,6 +303,10 @@ impl Storage for LocalFile {
         }
     }
 
+    fn keep_ahead(&self, offset: u64, len: u64) -> bool {
+        self.open.writable && hole::keep_ahead(self.fd(), self.open.kind, offset, len).unwrap_or(false)
+    }
+
     fn flush(&self) -> Result<()> {
         if self.open.lost_writes.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Io, "flush")

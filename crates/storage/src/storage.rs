@@ -45,6 +45,12 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// store cannot promise that.
     fn allocate(&self, offset: u64, len: u64) -> Result<()>;
 
+    /// Finds space in one piece for a range that will be written soon, past the end too, where that costs little. What is read and how
+    /// long the store is stay as they are. Only an offer: `false` where nothing came of it, and none is to be made again.
+    fn keep_ahead(&self, _offset: u64, _len: u64) -> bool {
+        false
+    }
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<()>;
 

@@ -43,6 +43,10 @@ impl Storage for Unsynced {
         self.0.allocate(offset, len)
     }
 
+    fn keep_ahead(&self, offset: u64, len: u64) -> bool {
+        self.0.keep_ahead(offset, len)
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(())
     }

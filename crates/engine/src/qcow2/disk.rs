@@ -9,6 +9,7 @@
 //!
 //! Locks are taken in this order: gate, `meta`, places and L1 table, slices. None but the gate is held while data is read or written.
 
+use super::ahead::{Ahead, Scratch};
 use super::bitmap::Recorder;
 use super::check::CheckOptions;
 use super::claims::Claims;
@@ -148,8 +149,11 @@ impl DiskOptions {
                 dirty_l1: BTreeSet::new(),
                 let_go: Vec::new(),
                 len: 0,
+                waiting: 0,
             }),
             unclaimed: Condvar::new(),
+            ahead: Ahead::default(),
+            scratch: Scratch::default(),
             flushing: Mutex::new(()),
             growing: Mutex::new(()),
             changed: AtomicBool::new(false),
@@ -215,6 +219,8 @@ pub struct Qcow2Disk {
     pub(super) places: RwLock<Places>,
     pub(super) meta: Mutex<Meta>,
     pub(super) unclaimed: Condvar,
+    pub(super) ahead: Ahead,
+    pub(super) scratch: Scratch,
     pub(super) flushing: Mutex<()>,
     pub(super) growing: Mutex<()>,
     /// Entries have changed since it was last asked how many wait to be written.
@@ -245,6 +251,8 @@ pub(super) struct Meta {
     pub(super) let_go: Vec<LetGo>,
     /// How long the image file is at least.
     pub(super) len: u64,
+    /// How many wait for a claim to be given up.
+    pub(super) waiting: usize,
 }
 
 /// Host clusters that have lost a reference, which the disk may still hold.
@@ -310,7 +318,8 @@ impl Qcow2Disk {
     /// Flushes, stores what the bitmaps have recorded, and reports what could not be made durable, which dropping the disk cannot.
     pub fn close(self) -> Result<()> {
         self.settle()?;
-        self.store_bitmaps()
+        self.store_bitmaps()?;
+        self.ahead.give_back(self.data_storage())
     }
 
     pub(super) fn meta(&self) -> MutexGuard<'_, Meta> {
@@ -579,6 +588,7 @@ impl Drop for Qcow2Disk {
     fn drop(&mut self) {
         if !self.poisoned.load(Ordering::Acquire) {
             let _ = self.settle().and_then(|()| self.store_bitmaps());
+            let _ = self.ahead.give_back(self.data_storage());
         }
     }
 }

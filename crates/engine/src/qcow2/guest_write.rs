@@ -184,8 +184,12 @@ impl Qcow2Disk {
         }
         meta.claimed
             .remove(&(group.cluster..group.cluster + group.clusters()));
+        let waiting = meta.waiting > 0;
         drop(meta);
-        self.unclaimed.notify_all();
+        // Waking nobody is a system call all the same.
+        if waiting {
+            self.unclaimed.notify_all();
+        }
         linked
     }
 
@@ -230,7 +234,9 @@ impl Qcow2Disk {
     pub(super) fn wait_unclaimed(&self, clusters: Range<u64>) -> MutexGuard<'_, Meta> {
         let mut meta = self.meta();
         while meta.claimed.first_in(&clusters).is_some() {
+            meta.waiting += 1;
             meta = self.unclaimed.wait(meta).unwrap_or_else(PoisonError::into_inner);
+            meta.waiting -= 1;
         }
         meta
     }
@@ -438,18 +444,26 @@ impl Qcow2Disk {
         let host_of = |guest: u64| group.host + (guest - start);
         self.check_data_place(group.host, group.olds.len() as u64 * bits.size())?;
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        let mut kept: Option<Range<u64>> = None;
+        let mut kept = false;
         for (n, old) in group.olds.iter().enumerate() {
             let from = start + n as u64 * bits.size();
             let to = from + bits.size();
             if at <= from && to <= end {
                 continue;
             }
-            for range in self.around(*old, from, at.max(from)..end.min(to)) {
+            let ranges = self.around(*old, from, at.max(from)..end.min(to));
+            if let [head, tail] = ranges.as_slice()
+                && head.end == at
+                && tail.start == end
+                && !self.reads_zero(head.start, head.end)?
+                && !self.reads_zero(tail.start, tail.end)?
+            {
+                return self.put_whole(part, at, head.start..tail.end, host_of(head.start));
+            }
+            for range in ranges {
                 let fill = self.fill(&range)?;
                 if matches!(fill, Fill::Zeros) && group.untouched {
-                    let so_far = kept.get_or_insert_with(|| range.clone());
-                    so_far.end = range.end;
+                    kept = true;
                     continue;
                 }
                 if range.start < at {
@@ -459,15 +473,10 @@ impl Qcow2Disk {
                 }
             }
         }
-        if let Some(kept) = kept {
-            // The zeros are there already, but the cluster's space is better found in one piece, as QEMU does it too.
-            match self
-                .data_storage()
-                .allocate(host_of(kept.start), kept.end - kept.start)
-            {
-                Err(error) if error.kind() == catena_storage::ErrorKind::Unsupported => {}
-                allocated => self.attempt(allocated)?,
-            }
+        if kept {
+            // The zeros are there already, but the cluster's space is better found in one piece.
+            let len = group.clusters() * bits.size();
+            self.ahead.keep(self.data_storage(), group.host, len);
         }
         // What touches the guest's bytes goes with them in one write; the rest is elsewhere in the cluster.
         let mut bufs = Vec::with_capacity(3);
@@ -510,6 +519,25 @@ impl Qcow2Disk {
         };
         self.attempt(written)?;
         self.wrote(host, last - first);
+        Ok(())
+    }
+
+    /// Writes `part` in the midst of what the guest sees around it, which is read in one piece and written in one.
+    fn put_whole(&self, part: &[u8], at: u64, range: Range<u64>, host: u64) -> Result<()> {
+        let len = range.end - range.start;
+        let mut buf = self.scratch.take(len);
+        let read = self.read_guest(&mut buf, range.start);
+        if read.is_ok() {
+            let skip = usize::try_from(at - range.start).unwrap_or(usize::MAX);
+            let to = buf.get_mut(skip..).and_then(|rest| rest.get_mut(..part.len()));
+            if let Some(to) = to {
+                to.copy_from_slice(part);
+            }
+        }
+        let written = read.and_then(|()| self.attempt(self.data_storage().write_all_at(&buf, host)));
+        self.scratch.give_back(buf);
+        written?;
+        self.wrote(host, len);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! * [`check()`] and [`metadata`] are about a whole image that no guest uses: its faults and their repair, internal
 //!   snapshots, other sizes.
 
+mod ahead;
 pub mod bitmap;
 mod carried;
 pub mod check;
