@@ -304,7 +304,9 @@ impl Storage for LocalFile {
     }
 
     fn keep_ahead(&self, offset: u64, len: u64) -> bool {
-        self.open.writable && hole::keep_ahead(self.fd(), self.open.kind, offset, len).unwrap_or(false)
+        let kind = self.open.kind;
+        let keep = |fd| hole::keep_ahead(fd, kind, offset, len).unwrap_or(false);
+        self.open.writable && self.opened().is_ok_and(|opened| keep(opened.as_fd()))
     }
 
     fn flush(&self) -> Result<()> {
