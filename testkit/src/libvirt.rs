@@ -115,17 +115,11 @@ impl Daemon {
     /// What `virsh` said, one error a line.
     pub fn detect_disk(&self, disk: &str) -> Result<String, String> {
         let definition = self.root.path().join("guest.xml");
-        let xml = format!(
-            "<domain type='qemu'><name>{GUEST}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
-             <devices><emulator>{EMULATOR}</emulator>{disk}\
-             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
-        );
         let turn = self
             .turn
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        std::fs::write(&definition, xml).expect("the temporary folder takes a small file");
+        std::fs::write(&definition, domain(GUEST, disk)).expect("the temporary folder takes a small file");
         // If it does not start, the two that follow fail as well, and only the first error tells.
         let commands = format!(
             "create --paused {}; dumpxml {GUEST}; destroy {GUEST}",
@@ -139,13 +133,90 @@ impl Daemon {
                 .take_while(|line| !line.contains(&format!("failed to get domain '{GUEST}'")));
             started.collect::<Vec<_>>().join("\n")
         })?;
-        let from = xml.find("<disk ").expect("the guest has a disk");
-        let to = xml.find("</disk>").expect("the disk ends") + "</disk>".len();
-        Ok(xml[from..to].to_owned())
+        Ok(disk_of(&xml).to_owned())
+    }
+
+    /// Defines a guest with each of these `<disk>` elements, and gives the element as libvirt then has it for the next
+    /// start; or what libvirt said when it refused. Nothing is started and no image looked at.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    pub fn judge(&self, disks: &[String]) -> Vec<Result<String, String>> {
+        let mut commands = String::new();
+        let turn = self
+            .turn
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (number, disk) in disks.iter().enumerate() {
+            let definition = self.root.path().join(format!("{number}.xml"));
+            std::fs::write(&definition, domain(&format!("{GUEST}{number}"), disk))
+                .expect("the temporary folder takes a small file");
+            commands.push_str(&format!(
+                "echo --err @{number}@; define {}; dumpxml {GUEST}{number}; undefine {GUEST}{number}; ",
+                definition.display()
+            ));
+        }
+        let (_, said, errors) = self.run_virsh(&commands).expect("virsh runs");
+        drop(turn);
+        let mut verdicts = Vec::new();
+        for (number, disk) in disks.iter().enumerate() {
+            let from = errors.find(&format!("@{number}@\n")).expect("virsh came so far");
+            let to = errors
+                .find(&format!("@{}@\n", number + 1))
+                .unwrap_or(errors.len());
+            let error = errors[from..to]
+                .lines()
+                .filter_map(|line| line.strip_prefix("error: "))
+                .find(|line| !line.is_empty() && !line.starts_with("Failed to define domain"));
+            let start = said.find(&format!("<name>{GUEST}{number}</name>"));
+            verdicts.push(match (error, start.and_then(|start| said.get(start..))) {
+                (Some(error), _) => Err(error.to_owned()),
+                (None, Some(xml)) => Ok(disk_of(xml).to_owned()),
+                (None, None) => panic!("libvirt neither took nor refused {disk}"),
+            });
+        }
+        verdicts
+    }
+
+    /// As [`Daemon::detect_disk`], and also the arguments that libvirt gave QEMU, one a line.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    ///
+    /// # Errors
+    /// What `virsh` said, one error a line.
+    pub fn arguments(&self, disk: &str) -> Result<(String, Vec<String>), String> {
+        let log = self.root.path().join(format!("log/qemu/{GUEST}.log"));
+        let before = std::fs::read_to_string(&log).map_or(0, |text| text.len());
+        let xml = self.detect_disk(disk)?;
+        let text = std::fs::read_to_string(&log).expect("libvirt logs what it starts");
+        let arguments = text.get(before..).unwrap_or(&text);
+        let lines = arguments
+            .lines()
+            .map(|line| line.trim().trim_end_matches('\\').trim().to_owned());
+        Ok((xml, lines.collect()))
     }
 
     /// Runs `virsh` with these commands: what it wrote, or its errors.
     fn virsh(&self, commands: &str) -> Result<Result<String, String>> {
+        let (succeeded, output, said) = self.run_virsh(commands)?;
+        // libvirt's log goes there as well.
+        let errors: Vec<_> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix("error: "))
+            .collect();
+        if succeeded && errors.is_empty() {
+            return Ok(Ok(output));
+        }
+        Ok(Err(if errors.is_empty() {
+            said
+        } else {
+            errors.join("\n")
+        }))
+    }
+
+    /// Runs `virsh` with these commands: whether the last succeeded, what it wrote, and what it said of errors.
+    fn run_virsh(&self, commands: &str) -> Result<(bool, String, String)> {
         let root = self.root.path();
         let (stdout, stderr) = (root.join("stdout"), root.join("stderr"));
         let mut virsh = Command::new("virsh")
@@ -175,20 +246,10 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(3));
         };
         self.bury();
-        let said = String::from_utf8_lossy(&std::fs::read(&stderr)?).into_owned();
-        // libvirt's log goes there as well.
-        let errors: Vec<_> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix("error: "))
-            .collect();
-        if status.success() && errors.is_empty() {
-            return Ok(Ok(String::from_utf8_lossy(&std::fs::read(&stdout)?).into_owned()));
-        }
-        Ok(Err(if errors.is_empty() {
-            said
-        } else {
-            errors.join("\n")
-        }))
+        let read = |path: &Path| -> Result<String> {
+            Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+        };
+        Ok((status.success(), read(&stdout)?, read(&stderr)?))
     }
 
     fn qemu(&self) -> Option<Pid> {
@@ -213,4 +274,20 @@ impl Drop for Daemon {
             rustix::process::waitpid(Some(qemu), WaitOptions::empty()).ok();
         }
     }
+}
+
+/// A guest of so little that only its disk matters.
+fn domain(name: &str, disk: &str) -> String {
+    format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
+         <devices><emulator>{EMULATOR}</emulator>{disk}\
+         <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
+    )
+}
+
+fn disk_of(xml: &str) -> &str {
+    let from = xml.find("<disk ").expect("the guest has a disk");
+    let to = xml.find("</disk>").expect("the disk ends") + "</disk>".len();
+    &xml[from..to]
 }

@@ -39,21 +39,71 @@ impl Start {
     }
 }
 
+/// What somebody says of a chain beforehand, as domain XML does. It is believed whatever the images' headers say.
+#[derive(Clone, Debug, Default)]
+pub struct Stated {
+    /// The active layer, and those below it that are stated.
+    pub layers: Vec<StatedLayer>,
+    /// Whether it is said that nothing is below the last of them. If not, its header is followed.
+    pub closed: bool,
+}
+
+/// A layer that somebody states.
+#[derive(Clone, Debug)]
+pub struct StatedLayer {
+    /// Where it is. What is not on this host is believed unseen.
+    pub source: Source,
+    /// Its format.
+    pub format: Format,
+    /// Its external data file, where one is stated; else its header says.
+    pub data_file: Option<Source>,
+}
+
 /// Follows a chain to its end.
 pub fn detect(start: &Start, policy: &Policy) -> Chain {
+    walk(start, &Stated::default(), policy)
+}
+
+/// Follows a chain of which the upper layers are stated, by libvirt's rules for XML: they are what is stated, and the
+/// walk goes on below the last of them unless the chain is closed there.
+///
+/// The policy is not asked about what is stated, only about what images name. Nothing stated is an empty chain.
+pub fn detect_stated(stated: &Stated, policy: &Policy) -> Chain {
+    match stated.layers.first() {
+        Some(active) => {
+            let start = Start {
+                source: active.source.clone(),
+                format: Some(active.format),
+            };
+            walk(&start, stated, policy)
+        }
+        None => Chain {
+            layers: Vec::new(),
+            end: End::Terminated,
+        },
+    }
+}
+
+fn walk(start: &Start, stated: &Stated, policy: &Policy) -> Chain {
     let mut walk = Walk {
         policy,
+        stated,
         chain: Chain {
             layers: Vec::new(),
             end: End::Terminated,
         },
         seen: HashMap::new(),
     };
-    let mut next = match open_active(start) {
+    let opened = if stated.layers.is_empty() {
+        open_active(start).map(Some)
+    } else {
+        open_stated(&start.source)
+    };
+    let mut next = match opened {
         Ok(opened) => Next {
             source: start.source.clone(),
             link: None,
-            opened: Some(opened),
+            opened,
             belief: Belief::of(start),
         },
         Err(error) => {
@@ -102,6 +152,7 @@ struct Next {
 
 struct Walk<'a> {
     policy: &'a Policy,
+    stated: &'a Stated,
     chain: Chain,
     /// The objects and places passed, and the layer each is.
     seen: HashMap<String, usize>,
@@ -174,10 +225,14 @@ impl Walk<'_> {
             let error = Error::from(error).with_path(source.to_string());
             fail(self.header_error(error, format, origin, &bytes), None)
         })?;
-        let data_file = description
-            .data_file
-            .as_ref()
-            .map(|_| self.open_data_file(&source, &file, &description, header.as_ref()));
+        let stated = self.stated.layers.get(self.chain.layers.len());
+        let data_file = match stated.and_then(|stated| stated.data_file.as_ref()) {
+            Some(stated) => Some(open_stated_data_file(stated, &file)),
+            None => description
+                .data_file
+                .as_ref()
+                .map(|_| self.open_data_file(&source, &file, &description, header.as_ref())),
+        };
         Ok(Layer {
             source: source.clone(),
             link: link.clone(),
@@ -251,11 +306,17 @@ impl Walk<'_> {
         let Some(overlay) = self.chain.layers.last() else {
             return Err(End::Terminated);
         };
-        if overlay.file.is_none() {
-            return Err(End::OpenEnded(OpenEnd::NotTraversable));
-        }
         for key in overlay.keys() {
             self.seen.insert(key, number);
+        }
+        if let Some(stated) = self.stated.layers.get(number + 1) {
+            return self.go_to(stated);
+        }
+        if self.stated.closed {
+            return Err(End::Terminated);
+        }
+        if overlay.file.is_none() {
+            return Err(End::OpenEnded(OpenEnd::NotTraversable));
         }
         let Some(recorded) = &overlay.description.backing else {
             return Err(End::Terminated);
@@ -310,6 +371,33 @@ impl Walk<'_> {
             }),
             Err(error) => fail(error, Some(source)),
         }
+    }
+
+    /// Opens a layer that is stated.
+    fn go_to(&self, stated: &StatedLayer) -> Result<Next, End> {
+        let source = stated.source.clone();
+        let fail = |error| Err(broken(error, None, Some(source.clone()), None));
+        let opened = match open_stated(&source) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let top = self.chain.active().map(|layer| &layer.source);
+                return fail(access_error(error, &source, top));
+            }
+        };
+        if let Some(earlier) = keys(&source, opened.as_ref())
+            .iter()
+            .find_map(|key| self.seen.get(key))
+        {
+            let error = Error::new(ErrorKind::Loop, nested_too_deeply(&self.chain))
+                .with_hint(format!("'{source}' is layer {earlier} of this chain again"));
+            return fail(error);
+        }
+        Ok(Next {
+            source,
+            link: None,
+            opened,
+            belief: Belief::Known(stated.format, Origin::Specified),
+        })
     }
 
     /// What the overlay lets us believe of its backing's format.
@@ -622,6 +710,35 @@ fn open_active(start: &Start) -> Result<LayerFile> {
         ));
     };
     LayerFile::new(LocalFile::open(path, &OpenOptions::new().lock(LockMode::None))?)
+}
+
+/// An image that is stated: no policy is asked. `None` where it is not a file or block device of this host.
+fn open_stated(source: &Source) -> Result<Option<LayerFile>> {
+    match &source.location {
+        Location::File(path) | Location::Block(path) => {
+            let file = LocalFile::open(path, &OpenOptions::new().lock(LockMode::None))?;
+            LayerFile::new(file).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn open_stated_data_file(source: &Source, owner: &LayerFile) -> DataFileLayer {
+    let file = open_stated(source).and_then(|file| match file {
+        Some(file) if file.identity.same_object(&owner.identity) => {
+            Err(Error::new(ErrorKind::Loop, "the data file is the image itself"))
+        }
+        Some(file) => Ok(file),
+        None => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the data file is not on this host",
+        )),
+    });
+    DataFileLayer {
+        text: source.to_string(),
+        source: Some(source.clone()),
+        file: file.map_err(|error| error.with_path(source.to_string())),
+    }
 }
 
 /// Opens what a reference leads to; `None` where that is not a file or block device of this host.

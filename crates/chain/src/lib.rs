@@ -22,7 +22,7 @@ pub use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset,
 pub use catena_format::Format;
 pub use chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
 pub use contribution::{Contribution, Contributions};
-pub use detect::{Start, detect};
+pub use detect::{Start, Stated, StatedLayer, detect, detect_stated};
 pub use extents::Extents;
 pub use forest::Forest;
 pub use policy::Policy;

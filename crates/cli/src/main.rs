@@ -3,6 +3,7 @@
 
 mod cli;
 mod commands;
+mod domain;
 mod error;
 mod limits;
 mod output;

@@ -28,6 +28,28 @@ pub struct Finding {
     pub cure: Cure,
 }
 
+impl Finding {
+    /// A finding about a layer, which has a number and a name.
+    pub fn new(
+        code: Code,
+        severity: Severity,
+        at: (usize, String),
+        cause: impl Into<String>,
+        consequence: impl Into<String>,
+        cure: Cure,
+    ) -> Self {
+        Self {
+            code,
+            severity,
+            layer: at.0,
+            name: at.1,
+            cause: cause.into(),
+            consequence: consequence.into(),
+            cure,
+        }
+    }
+}
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -268,6 +290,20 @@ codes! {
     BackingWritten = "backing-written",
     /// One file goes by several names.
     SameImage = "same-image",
+    /// XML gives another backing image than the overlay records.
+    XmlBackingDiffers = "xml-backing-differs",
+    /// XML gives a backing image in another format than the overlay records.
+    XmlFormatDiffers = "xml-format-differs",
+    /// XML ends the chain above an image that is recorded.
+    XmlHidesBacking = "xml-hides-backing",
+    /// XML gives a backing image to one that can have none.
+    XmlBackingUnused = "xml-backing-unused",
+    /// XML gives the chain and not the data file.
+    XmlDataStoreMissing = "xml-data-store-missing",
+    /// XML gives another data file than the image records.
+    XmlDataStoreDiffers = "xml-data-store-differs",
+    /// The overlay that a snapshot is to reuse records another base.
+    XmlSnapshotBaseDiffers = "xml-snapshot-base-differs",
 }
 
 impl fmt::Display for Code {

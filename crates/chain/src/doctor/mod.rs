@@ -197,15 +197,9 @@ impl Examination<'_> {
         cure: Cure,
     ) {
         let (layer, name) = at;
-        self.findings.push(Finding {
-            code,
-            severity,
-            layer: self.first + layer,
-            name,
-            cause: cause.into(),
-            consequence: consequence.into(),
-            cure,
-        });
+        let at = (self.first + layer, name);
+        self.findings
+            .push(Finding::new(code, severity, at, cause, consequence, cure));
     }
 }
 

@@ -48,6 +48,7 @@ pub use lost::{Lost, LostKind};
 pub use protocol::{Protocol, Transport};
 pub use qemu::differs_from_qemu;
 pub use source::{Host, Location, Network, Nvme, Slice, Source, Ssh};
+pub use xml::{XmlElement, escape_xml};
 
 use lost::Losses;
 use std::ffi::{OsStr, OsString};

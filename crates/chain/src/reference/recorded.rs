@@ -48,7 +48,7 @@ impl Source {
             if let Some(size) = slice.size {
                 raw.insert("size".into(), size.into());
             }
-            raw.insert("file".into(), self.properties()?);
+            raw.insert("file".into(), self.qemu_properties()?);
             return Ok(format!("json:{}", json!({"file": raw})));
         }
         let plain = match &self.location {
@@ -63,12 +63,16 @@ impl Source {
         };
         match plain {
             Some(plain) => Ok(plain),
-            None => Ok(format!("json:{}", json!({"file": self.properties()?}))),
+            None => Ok(format!("json:{}", json!({"file": self.qemu_properties()?}))),
         }
     }
 
-    /// QEMU's properties of the protocol node that reaches the object.
-    fn properties(&self) -> Result<Value, ReferenceError> {
+    /// QEMU's properties of the protocol node that reaches the object, the driver first. Slices are not part of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Source::to_recorded`].
+    pub fn qemu_properties(&self) -> Result<Value, ReferenceError> {
         Ok(match &self.location {
             Location::File(path) => json!({"driver": "file", "filename": text(path)?}),
             Location::Block(path) => json!({"driver": "host_device", "filename": text(path)?}),

@@ -8,8 +8,9 @@ use super::protocol::{Protocol, Transport};
 use super::source::{Location, Network, Source};
 use std::path::Path;
 
-/// An element being written: attributes in single quotes, children indented by two spaces.
-struct Element {
+/// An element being written as libvirt writes it: attributes in single quotes, children indented by two spaces.
+#[derive(Clone, Debug)]
+pub struct XmlElement {
     name: &'static str,
     attributes: String,
     children: String,
@@ -17,8 +18,9 @@ struct Element {
     lossy: bool,
 }
 
-impl Element {
-    fn new(name: &'static str) -> Self {
+impl XmlElement {
+    /// An element without attributes and children.
+    pub fn new(name: &'static str) -> Self {
         Self {
             name,
             attributes: String::new(),
@@ -27,15 +29,17 @@ impl Element {
         }
     }
 
-    fn attribute(&mut self, name: &str, value: impl AsRef<str>) {
+    /// Adds an attribute, escaped as libvirt does.
+    pub fn attribute(&mut self, name: &str, value: impl AsRef<str>) {
         self.attributes.push(' ');
         self.attributes.push_str(name);
         self.attributes.push_str("='");
-        self.lossy |= !escape(value.as_ref(), &mut self.attributes);
+        self.lossy |= !escape_xml(value.as_ref(), &mut self.attributes);
         self.attributes.push('\'');
     }
 
-    fn attribute_if(&mut self, name: &str, value: Option<&str>) {
+    /// Adds an attribute where there is a value.
+    pub fn attribute_if(&mut self, name: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.attribute(name, value);
         }
@@ -47,7 +51,8 @@ impl Element {
         self.attribute(name, path.to_string_lossy());
     }
 
-    fn child(&mut self, child: &Self) {
+    /// Adds a child element.
+    pub fn child(&mut self, child: &Self) {
         self.lossy |= child.lossy;
         for line in child.finish().lines() {
             self.children.push_str("  ");
@@ -56,17 +61,26 @@ impl Element {
         }
     }
 
-    /// A child with text instead of children.
-    fn child_text(&mut self, child: &Self, text: &str) {
+    /// Adds children that are written already, each line of them one of theirs. It is not read.
+    pub fn written(&mut self, children: &str) {
+        for line in children.lines() {
+            self.children.push_str("  ");
+            self.children.push_str(line);
+            self.children.push('\n');
+        }
+    }
+
+    /// Adds a child with text instead of children.
+    pub fn child_text(&mut self, child: &Self, text: &str) {
         self.children
             .push_str(&format!("  <{}{}>", child.name, child.attributes));
-        let exact = escape(text, &mut self.children);
+        let exact = escape_xml(text, &mut self.children);
         self.lossy |= child.lossy || !exact;
         self.children.push_str(&format!("</{}>\n", child.name));
     }
 
-    /// A child with one attribute, where there is a value.
-    fn leaf(&mut self, name: &'static str, attribute: &str, value: Option<&str>) {
+    /// Adds a child with one attribute, where there is a value.
+    pub fn leaf(&mut self, name: &'static str, attribute: &str, value: Option<&str>) {
         if let Some(value) = value {
             let mut child = Self::new(name);
             child.attribute(attribute, value);
@@ -74,7 +88,21 @@ impl Element {
         }
     }
 
-    fn finish(&self) -> String {
+    /// Adds the `<slices>` of a source that is a part of its object.
+    pub fn slices(&mut self, source: &Source) {
+        if let Some(slice) = source.slice {
+            let mut one = Self::new("slice");
+            one.attribute("type", "storage");
+            one.attribute("offset", slice.offset.to_string());
+            one.attribute("size", slice.size.unwrap_or(0).to_string());
+            let mut slices = Self::new("slices");
+            slices.child(&one);
+            self.child(&slices);
+        }
+    }
+
+    /// The text, with a newline at the end.
+    pub fn finish(&self) -> String {
         let Self {
             name,
             attributes,
@@ -90,7 +118,7 @@ impl Element {
 }
 
 /// Escapes as libvirt does. Control characters that XML cannot hold are left out; `false` where there are some.
-fn escape(text: &str, into: &mut String) -> bool {
+pub fn escape_xml(text: &str, into: &mut String) -> bool {
     let mut exact = true;
     for c in text.chars() {
         match c {
@@ -124,16 +152,19 @@ impl Source {
     ///
     /// Like libvirt's, it leaves out what XML cannot say: see [`Source::fits_libvirt_xml`].
     pub fn to_libvirt_xml(&self) -> String {
-        self.element().finish()
+        let mut source = self.to_libvirt_element();
+        source.slices(self);
+        source.finish()
     }
 
     /// Whether the element says all of the names in it: none of them has control characters or is not UTF-8.
     pub fn fits_libvirt_xml(&self) -> bool {
-        !self.element().lossy
+        !self.to_libvirt_element().lossy
     }
 
-    fn element(&self) -> Element {
-        let mut source = Element::new("source");
+    /// The `<source>` element without its `<slices>`, which stand behind other children: [`XmlElement::slices`].
+    pub fn to_libvirt_element(&self) -> XmlElement {
+        let mut source = XmlElement::new("source");
         match &self.location {
             Location::File(path) => source.path("file", path),
             Location::Block(path) => source.path("dev", path),
@@ -142,7 +173,7 @@ impl Source {
             Location::Nvme(nvme) => {
                 source.attribute("type", "pci");
                 source.attribute("namespace", nvme.namespace.to_string());
-                let mut address = Element::new("address");
+                let mut address = XmlElement::new("address");
                 address.attribute("domain", format!("{:#06x}", nvme.domain));
                 address.attribute("bus", format!("{:#04x}", nvme.bus));
                 address.attribute("slot", format!("{:#04x}", nvme.slot));
@@ -150,25 +181,16 @@ impl Source {
                 source.child(&address);
             }
         }
-        if let Some(slice) = self.slice {
-            let mut one = Element::new("slice");
-            one.attribute("type", "storage");
-            one.attribute("offset", slice.offset.to_string());
-            one.attribute("size", slice.size.unwrap_or(0).to_string());
-            let mut slices = Element::new("slices");
-            slices.child(&one);
-            source.child(&slices);
-        }
         source
     }
 }
 
-fn write_network(network: &Network, source: &mut Element) {
+fn write_network(network: &Network, source: &mut XmlElement) {
     source.attribute("protocol", network.protocol.as_str());
     source.attribute_if("name", network.full_name().as_deref());
     source.attribute_if("query", network.query.as_deref());
     for host in &network.hosts {
-        let mut element = Element::new("host");
+        let mut element = XmlElement::new("host");
         element.attribute_if("name", host.name.as_deref());
         element.attribute_if("port", host.port.map(|port| port.to_string()).as_deref());
         if host.transport != Transport::Tcp {
@@ -181,9 +203,9 @@ fn write_network(network: &Network, source: &mut Element) {
     source.leaf("config", "file", network.config_file.as_deref());
     source.leaf("ssl", "verify", network.ssl_verify.map(yes_no));
     if !network.cookies.is_empty() {
-        let mut cookies = Element::new("cookies");
+        let mut cookies = XmlElement::new("cookies");
         for (name, value) in &network.cookies {
-            let mut cookie = Element::new("cookie");
+            let mut cookie = XmlElement::new("cookie");
             cookie.attribute("name", name);
             cookies.child_text(&cookie, value);
         }
@@ -194,7 +216,7 @@ fn write_network(network: &Network, source: &mut Element) {
     source.leaf("reconnect", "delay", set(network.reconnect_delay).as_deref());
     match network.protocol {
         Protocol::Nfs if network.nfs_user.is_some() || network.nfs_group.is_some() => {
-            let mut identity = Element::new("identity");
+            let mut identity = XmlElement::new("identity");
             identity.attribute_if("user", network.nfs_user.as_deref());
             identity.attribute_if("group", network.nfs_group.as_deref());
             source.child(&identity);
@@ -203,7 +225,7 @@ fn write_network(network: &Network, source: &mut Element) {
             let ssh = &network.ssh;
             source.leaf("knownHosts", "path", ssh.known_hosts.as_deref());
             if ssh.keyfile.is_some() || ssh.agent.is_some() {
-                let mut identity = Element::new("identity");
+                let mut identity = XmlElement::new("identity");
                 identity.attribute_if("username", ssh.user.as_deref());
                 identity.attribute_if("keyfile", ssh.keyfile.as_deref());
                 identity.attribute_if("agentsock", ssh.agent.as_deref());

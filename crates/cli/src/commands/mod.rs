@@ -3,6 +3,7 @@
 pub mod amend;
 pub mod bench;
 pub mod bitmap;
+pub mod blockdev;
 mod change;
 pub mod check;
 pub mod children;
@@ -36,6 +37,7 @@ pub mod stream;
 pub mod tour;
 pub mod tree;
 pub mod why;
+pub mod xml;
 
 use crate::error::CommandError;
 use std::process::ExitCode;
@@ -97,6 +99,10 @@ pub enum Command {
     Bench(bench::Args),
     /// Say what a recorded backing reference means
     Reference(reference::Args),
+    /// Change libvirt's XML: write a chain into it, take it out, edit it
+    Xml(xml::Args),
+    /// Print what libvirt gives QEMU for a disk: -blockdev and its likes
+    Blockdev(blockdev::Args),
     /// Be qemu-img, by that name
     #[command(name = "qemu-img")]
     QemuImg(qemu_img::Args),
@@ -139,6 +145,8 @@ impl Command {
             Self::Bitmap(args) => bitmap::run(args),
             Self::Dd(args) => dd::run(args),
             Self::Bench(args) => bench::run(args),
+            Self::Xml(args) => xml::run(args),
+            Self::Blockdev(args) => blockdev::run(args),
             Self::QemuImg(args) => Ok(qemu_img::run(args)),
             Self::Tour(args) => tour::run(args),
             Self::Completions(args) => completions::run(args),

@@ -1,5 +1,6 @@
 //! `catena show`: the chain, drawn.
 
+pub mod domain;
 mod dot;
 mod model;
 mod svg;
@@ -7,11 +8,12 @@ mod tree;
 
 use crate::error::CommandError;
 use crate::output;
-use crate::target::TargetArgs;
-use catena::detect;
+use crate::target::{PolicyArgs, parse_format};
+use catena::{Format, Start, detect};
 use clap::ValueEnum;
 use model::Shown;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tree::Look;
 
@@ -27,18 +29,43 @@ Examples:
   catena show vm.qcow2
   catena show --output svg vm.qcow2 > chain.svg
   catena show --output json vm.qcow2 | jq '.layers[].contributes.data'
+  catena show --domain vm.xml --disk vda
+  catena show --domain vm --connect qemu:///system
 
 Beside each layer stands how much of the data that the guest sees is in it.
 Only metadata is read, and nothing is locked: the chain of a running guest can
 be shown.
+
+With --domain, XML and headers are combined as libvirt combines them: layers
+that the XML gives are believed, the rest is looked for below the last of them,
+and an empty <backingStore/> ends the chain. Where the XML and the headers
+disagree, that is an error or warning under the layer.
 
 Under a layer stands what is wrong with it; 'catena doctor' looks closer.
 
 A chain that breaks is shown as far as it goes. The exit status is 1 where it
 breaks or anything else is marked as an error.")]
 pub struct Args {
+    /// The active image of the chain: a file or block device
+    #[arg(required_unless_present = "domain")]
+    target: Option<PathBuf>,
+    /// The active image's format; probed where it is not given
+    #[arg(short, long, value_parser = parse_format, requires = "target")]
+    format: Option<Format>,
+    /// Show the chains of a domain's disks: a file of XML ('-' is standard input), or a domain that libvirt knows
+    #[arg(long, value_name = "FILE|NAME", conflicts_with = "target")]
+    domain: Option<String>,
+    /// Show this disk of the domain alone, by its target
+    #[arg(long, requires = "domain")]
+    disk: Option<String>,
+    /// The libvirt that knows the domain
+    #[arg(long, value_name = "URI", requires = "domain")]
+    connect: Option<String>,
     #[command(flatten)]
-    target: TargetArgs,
+    policy: PolicyArgs,
+    /// For the sake of other verbs' habit: nothing is locked anyway
+    #[arg(short = 'U', long = "force-share", hide = true)]
+    _force_share: bool,
     /// How to show it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
@@ -65,9 +92,13 @@ enum Output {
 
 /// Shows the chain.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let policy = args.target.policy()?;
-    let chain = detect(&args.target.start(), &policy);
-    let shown = Shown::of(&chain, &policy, &args.target.target);
+    let target = match (&args.target, &args.domain) {
+        (Some(target), _) => target,
+        (None, name) => return domain::run(args, name.as_deref().unwrap_or_default()),
+    };
+    let policy = args.policy.load()?;
+    let chain = detect(&Start::at(target, args.format), &policy);
+    let shown = Shown::of(&chain, &policy, target);
     let mut out = output::stdout();
     match args.output {
         Output::Human => tree::draw(&shown, look(args, shown.layers.len()), &mut out)?,

@@ -4,7 +4,7 @@
 
 use crate::commands::facts::{self, ErrorFacts, FindingFacts};
 use catena::chain::{Consent, DataFileLayer, End, Link, OpenEnd, Origin};
-use catena::doctor::Code;
+use catena::doctor::{Code, Finding};
 use catena::open::Sharing;
 use catena::{Chain, Contributions, Format, Layer, Policy, Source, doctor};
 use serde::Serialize;
@@ -131,6 +131,14 @@ impl Shown {
             findings: findings.iter().map(FindingFacts::of).collect(),
             contributions_error,
         }
+    }
+
+    /// Adds findings of others.
+    pub fn add_findings(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        self.findings
+            .extend(findings.into_iter().map(|finding| FindingFacts::of(&finding)));
+        // By layer, as they are looked for.
+        self.findings.sort_by_key(|finding| finding.layer);
     }
 
     /// Whether something is wrong: the chain breaks, the doctor finds an error, or a mapping is damaged.

@@ -1,0 +1,29 @@
+//! Chains as the hypervisor has them: what libvirt's XML says of disks, and what QEMU is given for them.
+//!
+//! [`Document::parse`] reads a domain, a bare `<disk>`, a `<domainsnapshot>` or a storage `<volume>`, and refuses what
+//! libvirt 11.3 refuses, in its words. [`Disk::chain`] is the chain as libvirt would have it, where XML gives the upper
+//! layers and headers the rest; [`disagreements`] is what XML says that the images' headers do not. [`edit`] changes a
+//! document and keeps every byte that the change is not about; [`live`] writes it as libvirt has it while its guest runs;
+//! [`blockdev`] is the nodes that libvirt gives QEMU.
+//!
+//! What holds: nothing here writes. XML is hostile until it is read: no document type, no entity but XML's own
+//! five, and bounds on size, nesting and attributes ([`limits`]).
+#![forbid(unsafe_code)]
+
+pub mod blockdev;
+mod combine;
+pub mod edit;
+mod error;
+pub mod limits;
+pub mod live;
+mod model;
+pub mod numbered;
+mod read;
+mod write;
+
+pub use combine::{disagreements, snapshot_disagreements};
+pub use error::{XmlError, XmlErrorKind};
+pub use model::{
+    Auth, Below, CacheMode, Details, Device, Discard, Disk, Document, Driver, Encryption, Kind, Layer,
+    Mirror, Place, Reservations, Seclabel, SecretUse, SnapshotDisk, Spans, Transient, Volume, Zeroes,
+};

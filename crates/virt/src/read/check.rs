@@ -1,0 +1,188 @@
+//! What libvirt's QEMU driver asks of a disk that could be read, and what it fills in.
+
+use super::disk::missing;
+use super::element::{Element, Result};
+use crate::model::{Device, Disk, Encryption, Layer, Place};
+use catena::reference::{Location, Protocol, Source, Transport};
+use catena_format::Format;
+
+/// Fills in what libvirt fills in, and refuses what it refuses.
+pub(super) fn disk(disk: &mut Disk, element: Element<'_, '_>) -> Result<()> {
+    let removable = matches!(disk.device, Device::Cdrom | Device::Floppy);
+    let Some(active) = disk.layers.first_mut() else {
+        return Ok(());
+    };
+    if matches!(active.place, Place::Empty) && !removable {
+        return Err(missing(
+            element,
+            "source",
+            disk.target.as_deref().unwrap_or("<null>"),
+        ));
+    }
+    let Some(target) = &disk.target else {
+        let name = active
+            .source()
+            .map_or_else(|| "<null>".to_owned(), Source::to_string);
+        return Err(missing(element, "target", &name));
+    };
+    let is_volume = matches!(active.place, Place::Volume { .. });
+    if active.format.is_none() && !is_volume {
+        active.format = Some(Format::Raw);
+    }
+    if active.details.startup_policy.as_deref() == Some("requisite") && !removable {
+        return Err(element.malformed("disk startupPolicy 'requisite' is allowed only for cdrom or floppy"));
+    }
+    if let Some(name) = disk.driver.name.as_deref().filter(|name| *name != "qemu") {
+        return Err(element.unsupported(format!("unsupported driver name '{name}' for disk '{target}'")));
+    }
+    if disk.device == Device::Lun {
+        let allowed = match &active.place {
+            Place::Image(source) => match &source.location {
+                Location::Block(_) => true,
+                Location::Network(network) => network.protocol == Protocol::Iscsi,
+                _ => false,
+            },
+            Place::Volume { .. } => true,
+            _ => false,
+        };
+        if !allowed {
+            return Err(element.unsupported("disk device='lun' is only valid for block type disk source"));
+        }
+        if active.format.is_some_and(|format| format != Format::Raw) {
+            return Err(element.unsupported("disk device 'lun' must use 'raw' format"));
+        }
+    } else if active.details.reservations.is_some() {
+        return Err(element.unsupported("<reservations/> allowed only for lun devices"));
+    }
+    if disk.transient.is_some() {
+        if disk.readonly {
+            return Err(element.unsupported(format!("transient disk '{target}' must not be read-only")));
+        }
+        if disk.device != Device::Disk {
+            return Err(element.unsupported(format!(
+                "disk type '{}' of '{target}' does not support transient",
+                disk.device.as_str()
+            )));
+        }
+    }
+    if disk.shareable && active.format.is_some_and(|format| format != Format::Raw) {
+        return Err(element.unsupported(format!(
+            "shared access for disk '{target}' requires use of supported storage format"
+        )));
+    }
+    if disk.driver.discard_no_unref == Some(true) {
+        if active.format != Some(Format::Qcow2) {
+            return Err(element.unsupported("'discard_no_unref' only works with qcow2 disk format"));
+        }
+        if disk.readonly {
+            return Err(element.unsupported("'discard_no_unref' is not compatible with read-only disk"));
+        }
+    }
+    for (index, layer) in disk.layers.iter().enumerate() {
+        let writable = index == 0 && !disk.readonly;
+        self::layer(layer, writable, element)?;
+        if let Some(store) = &layer.data_store {
+            if layer.format != Some(Format::Qcow2) {
+                return Err(element.unsupported("<dataStore> feature available only with qcow2 images"));
+            }
+            if store.format != Some(Format::Raw) {
+                return Err(element.unsupported("only 'raw' images supported as <dataStore>"));
+            }
+            self::layer(store, false, element)?;
+        }
+    }
+    Ok(())
+}
+
+/// What holds for every layer.
+fn layer(layer: &Layer, writable: bool, element: Element<'_, '_>) -> Result<()> {
+    let refuse = |message: String| Err(element.unsupported(message));
+    let source = layer.source();
+    let is_dir = source.is_some_and(|source| matches!(source.location, Location::Dir(_)));
+    match layer.format {
+        Some(Format::Cow) => return refuse("'cow' storage format is not supported".to_owned()),
+        Some(Format::Dir) => {
+            return refuse(
+                "'directory' storage format is not directly supported by QEMU, use 'dir' disk type instead"
+                    .to_owned(),
+            );
+        }
+        Some(Format::Iso) => {
+            return refuse(
+                "storage format 'iso' is not directly supported by QEMU, use 'raw' instead".to_owned(),
+            );
+        }
+        Some(Format::Fat) if !is_dir => {
+            return refuse("storage format 'fat' is supported only with 'dir' storage type".to_owned());
+        }
+        Some(format) if is_dir && format != Format::Fat => {
+            return refuse("storage type 'dir' requires use of storage format 'fat'".to_owned());
+        }
+        Some(Format::Fat) if writable => {
+            return refuse("virtual FAT storage can't be accessed in read-write mode".to_owned());
+        }
+        _ => {}
+    }
+    if layer.cache_size.is_some() && layer.format != Some(Format::Qcow2) {
+        return refuse("metadata cache max size control is supported only with qcow2 images".to_owned());
+    }
+    if let Some(encryption) = &layer.details.encryption {
+        check_encryption(encryption, layer, element)?;
+    }
+    let Some(source) = source else { return Ok(()) };
+    if let Location::Nvme(nvme) = &source.location
+        && nvme.namespace == 0
+    {
+        return refuse("NVMe namespace can't be zero".to_owned());
+    }
+    let Some(network) = source.network() else {
+        return Ok(());
+    };
+    if layer.details.tls_hostname.is_some() && network.protocol != Protocol::Nbd {
+        return refuse("'tlsHostname' field is supported only with NBD disks".to_owned());
+    }
+    match network.protocol {
+        Protocol::Tftp => refuse("'tftp' protocol is not supported with this QEMU binary".to_owned()),
+        Protocol::Sheepdog => {
+            refuse("'sheepdog' protocol is no longer supported by any hypervisor driver".to_owned())
+        }
+        Protocol::Nfs => match network.hosts.as_slice() {
+            [host] if host.transport != Transport::Tcp => {
+                refuse("'nfs' host must use TCP protocol".to_owned())
+            }
+            [host] if host.port.is_some() => {
+                refuse("port cannot be specified in 'nfs' protocol host".to_owned())
+            }
+            [_] => Ok(()),
+            _ => refuse("'nfs' protocol requires the usage of exactly one host".to_owned()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn check_encryption(encryption: &Encryption, layer: &Layer, element: Element<'_, '_>) -> Result<()> {
+    let refuse = |message: String| Err(element.unsupported(message));
+    let engine = encryption.engine.as_deref().filter(|engine| *engine != "default");
+    if engine == Some("librbd") {
+        return match layer.source() {
+            Some(source) if source.network().is_some() => Ok(()),
+            _ => refuse("librbd encryption is supported only with RBD backed disks".to_owned()),
+        };
+    }
+    match encryption.format.as_str() {
+        "default" | "qcow" => return refuse("old qcow/qcow2 encryption is not supported".to_owned()),
+        format @ ("luks2" | "luks-any") => {
+            return refuse(format!(
+                "'{format}' is currently not supported by the qemu encryption engine"
+            ));
+        }
+        _ => {}
+    }
+    if encryption.secrets.len() > 1 {
+        return refuse("qemu encryption engine expects only a single secret".to_owned());
+    }
+    match layer.format {
+        Some(Format::Raw | Format::Qcow2) | None => Ok(()),
+        _ => refuse("encryption is supported only with 'raw' and 'qcow2' image format".to_owned()),
+    }
+}
