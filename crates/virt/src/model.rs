@@ -184,7 +184,8 @@ pub enum Place {
 /// What `<source>` says beside the place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
-    /// `index`: the number of a live guest's node. libvirt drops what a user gives.
+    /// `index` of the active layer's or a data file's `<source>`, or of `<backingStore>`: the number of a live guest's
+    /// node. libvirt drops what a user gives.
     pub index: Option<u32>,
     /// `startupPolicy`: `mandatory`, `requisite`, `optional`.
     pub startup_policy: Option<String>,

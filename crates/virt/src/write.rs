@@ -14,18 +14,33 @@ pub(crate) fn backing_store(
     below: Option<&str>,
 ) -> String {
     let mut element = XmlElement::new("source");
-    place(&mut element, source, &Details::default(), index);
+    place(&mut element, source, &Details::default(), None);
     if let Some((store, index)) = store {
         element.child(&data_store_element(store, &Details::default(), index));
     }
-    around(source.type_name(), format, None, &element, below)
+    around(source.type_name(), index, format, None, &element, below)
 }
 
 /// A `<backingStore>` of a layer that XML gave.
 pub(crate) fn given_backing_store(layer: &Layer, indices: Indices, below: Option<&str>) -> String {
     let format = layer.format.unwrap_or(Format::Raw);
-    let element = given_source(layer, indices);
-    around(layer.type_name(), format, layer.cache_size, &element, below)
+    // The number of a layer below the active one stands on its own element.
+    let index = indices.layer;
+    let element = given_source(
+        layer,
+        Indices {
+            layer: None,
+            ..indices
+        },
+    );
+    around(
+        layer.type_name(),
+        index,
+        format,
+        layer.cache_size,
+        &element,
+        below,
+    )
 }
 
 /// A `<backingStore>` of a layer that was detected, in live XML.
@@ -35,11 +50,18 @@ pub(crate) fn found_backing_store(
     below: Option<&str>,
 ) -> String {
     let mut element = XmlElement::new("source");
-    place(&mut element, &layer.source, &layer.details, Some(layer.index));
+    place(&mut element, &layer.source, &layer.details, None);
     if let Some((store, index)) = store {
         element.child(&data_store_element(store, &layer.details, index));
     }
-    around(layer.source.type_name(), layer.format, None, &element, below)
+    around(
+        layer.source.type_name(),
+        Some(layer.index),
+        layer.format,
+        None,
+        &element,
+        below,
+    )
 }
 
 /// A data file that was detected, as if the layer's XML gave it.
@@ -63,6 +85,7 @@ pub(crate) struct Indices {
 
 fn around(
     kind: &str,
+    index: Option<u32>,
     format: Format,
     cache: Option<u64>,
     source: &XmlElement,
@@ -70,6 +93,7 @@ fn around(
 ) -> String {
     let mut element = XmlElement::new("backingStore");
     element.attribute("type", kind);
+    element.attribute_if("index", index.map(|index| index.to_string()).as_deref());
     let mut format_element = XmlElement::new("format");
     format_element.attribute("type", format.libvirt());
     if let Some(bytes) = cache {

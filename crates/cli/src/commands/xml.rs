@@ -122,8 +122,8 @@ struct Relocate {
 /// Changes it.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     match &args.change {
-        Change::Complete(common) => fill_in(common, Edit::complete),
-        Change::Pin(common) => fill_in(common, Edit::pin),
+        Change::Complete(common) => fill_in(common, |edit, disk, chain| edit.complete(disk, chain)),
+        Change::Pin(common) => fill_in(common, |edit, disk, chain| edit.pin(disk, chain)),
         Change::Strip(common) => {
             let document = domain::read(&common.file)?;
             let mut edit = Edit::new(&document);
@@ -201,7 +201,7 @@ pub fn chains(
 
 fn fill_in(
     common: &Common,
-    fill: impl for<'a> Fn(&mut Edit<'a>, &Disk, &Chain) -> Result<(), EditError>,
+    fill: impl Fn(&mut Edit<'_>, &Disk, &Chain) -> Result<(), EditError>,
 ) -> Result<ExitCode, CommandError> {
     let document = domain::read(&common.file)?;
     let policy = common.policy.load()?;

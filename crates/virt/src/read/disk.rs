@@ -179,6 +179,7 @@ fn backing(disk: Element<'_, '_>, layers: &mut Vec<Layer>) -> Result<Below> {
         let kind = known.ok_or_else(|| store.malformed(format!("unknown storage source type '{kind}'")))?;
         let mut layer = source::layer(store, source_element, kind)?;
         source::format(format, &mut layer)?;
+        layer.details.index = store.attribute("index").and_then(|index| index.parse().ok());
         if let Some(data_store) = store.child("dataStore") {
             layer.data_store = Some(Box::new(source::data_store(data_store)?));
         }

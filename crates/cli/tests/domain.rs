@@ -1,0 +1,333 @@
+//! `catena show --domain`, `catena xml` and `catena blockdev`, on chains that qemu-img made and with QEMU's own programs.
+#![cfg(test)]
+
+mod common;
+
+use common::{Answer, Images};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// A raw base, a middle and a top, and a domain that names the top alone.
+fn chain() -> Images {
+    let images = Images::new();
+    images.img("create -q -f raw base.raw 1M");
+    images.img("create -q -f qcow2 -b base.raw -F raw mid.qcow2");
+    images.img("create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2");
+    domain(&images, "");
+    images
+}
+
+fn domain(images: &Images, backing: &str) {
+    let folder = images.path().display();
+    let backing = backing.replace("FOLDER", &folder.to_string());
+    let text = format!(
+        "<domain type=\"qemu\">
+  <name>vm</name>
+  <!-- of two disks -->
+  <devices>
+    <disk type=\"file\" device=\"disk\">
+      <driver name=\"qemu\" type=\"qcow2\"/>
+      <source file=\"{folder}/top.qcow2\"/>{backing}
+      <target dev=\"vda\" bus=\"virtio\"/>
+    </disk>
+    <disk type=\"file\" device=\"cdrom\"><target dev=\"sda\" bus=\"sata\"/></disk>
+  </devices>
+</domain>
+"
+    );
+    std::fs::write(images.file("vm.xml"), text).unwrap();
+}
+
+fn codes(answer: &Answer) -> Vec<String> {
+    let json = answer.json();
+    let findings = json["disks"][0]["chain"]["findings"].as_array().unwrap();
+    let wrong = findings.iter().filter(|finding| finding["severity"] != "note");
+    wrong
+        .map(|finding| finding["code"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn names(answer: &Answer) -> Vec<String> {
+    let json = answer.json();
+    let layers = json["disks"][0]["chain"]["layers"].as_array().unwrap();
+    let path = |layer: &serde_json::Value| {
+        layer["path"]
+            .as_str()
+            .unwrap()
+            .rsplit('/')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    layers.iter().map(path).collect()
+}
+
+const SHOW: [&str; 5] = ["show", "--domain", "vm.xml", "--output", "json"];
+
+#[test]
+fn shows_what_the_xml_gives_and_below_it_what_headers_say() {
+    let images = chain();
+    let answer = images.catena(&SHOW);
+    assert_eq!(
+        (answer.status, names(&answer)),
+        (
+            0,
+            vec!["top.qcow2".to_owned(), "mid.qcow2".into(), "base.raw".into()]
+        )
+    );
+    assert_eq!(codes(&answer), Vec::<String>::new());
+    assert_eq!(answer.json()["disks"][1]["no_chain"], "the drive is empty");
+    let text = images.catena(&["show", "--domain", "vm.xml"]);
+    assert!(text.out.starts_with("vda (disk)\n"), "{}", text.out);
+    assert!(
+        text.out
+            .ends_with("\nsda (cdrom)\nno chain: the drive is empty\n"),
+        "{}",
+        text.out
+    );
+}
+
+#[test]
+fn the_xml_is_believed_and_where_the_headers_disagree_that_is_said() {
+    let images = chain();
+    for (backing, layers, code) in [
+        ("<backingStore/>", 1, "xml-hides-backing"),
+        (
+            "<backingStore type='file'><format type='raw'/><source file='FOLDER/base.raw'/></backingStore>",
+            2,
+            "xml-backing-differs",
+        ),
+        (
+            "<backingStore type='file'><format type='raw'/><source file='FOLDER/mid.qcow2'/><backingStore/></backingStore>",
+            2,
+            "xml-format-differs",
+        ),
+        (
+            "<backingStore type='file'><format type='qcow2'/><source file='FOLDER/mid.qcow2'/>\
+             <backingStore type='file'><format type='raw'/><source file='FOLDER/base.raw'/>\
+             <backingStore type='file'><format type='raw'/><source file='FOLDER/vm.xml'/></backingStore></backingStore></backingStore>",
+            4,
+            "xml-backing-unused",
+        ),
+    ] {
+        domain(&images, backing);
+        let answer = images.catena(&SHOW);
+        assert_eq!((answer.status, names(&answer).len()), (1, layers), "{backing}");
+        assert!(
+            codes(&answer).iter().any(|found| found == code),
+            "{code}: {:?}",
+            codes(&answer)
+        );
+    }
+}
+
+#[test]
+fn a_snapshot_over_another_base_is_found() {
+    let images = chain();
+    images.img("create -q -f qcow2 -b mid.qcow2 -F qcow2 new.qcow2");
+    let disk = std::fs::read_to_string(images.file("vm.xml")).unwrap();
+    let text = format!(
+        "<domainsnapshot><name>s</name><disks><disk name='vda' snapshot='external'><source file='{}'/></disk></disks>\n{disk}</domainsnapshot>",
+        images.file("new.qcow2").display()
+    );
+    std::fs::write(images.file("vm.xml"), text).unwrap();
+    assert_eq!(codes(&images.catena(&SHOW)), ["xml-snapshot-base-differs"]);
+}
+
+#[test]
+fn a_document_that_libvirt_refuses_is_refused_with_its_place() {
+    let images = chain();
+    domain(
+        &images,
+        "\n      <backingStore type='file'><source file='/x'/></backingStore>",
+    );
+    let answer = images.catena(&SHOW);
+    assert_eq!(
+        (answer.status, answer.err.lines().next().unwrap()),
+        (
+            1,
+            "catena: vm.xml:8:7: XML error: missing disk backing store format"
+        )
+    );
+}
+
+#[test]
+fn a_pinned_document_gives_the_chain_in_its_own_style_and_is_stripped_again() {
+    let images = chain();
+    let before = std::fs::read_to_string(images.file("vm.xml")).unwrap();
+    assert_eq!(images.catena(&["xml", "pin", "vm.xml", "-i"]).status, 0);
+    let folder = images.path().display();
+    let expected = before.replace(
+        "top.qcow2\"/>\n",
+        &format!(
+            "top.qcow2\"/>
+      <backingStore type=\"file\">
+        <format type=\"qcow2\"/>
+        <source file=\"{folder}/mid.qcow2\"/>
+        <backingStore type=\"file\">
+          <format type=\"raw\"/>
+          <source file=\"{folder}/base.raw\"/>
+          <backingStore/>
+        </backingStore>
+      </backingStore>\n"
+        ),
+    );
+    assert_eq!(std::fs::read_to_string(images.file("vm.xml")).unwrap(), expected);
+    assert_eq!(images.catena(&["xml", "strip", "vm.xml"]).out, before);
+    let live = images.catena(&["xml", "live", "vm.xml"]).out;
+    assert!(live.contains("top.qcow2\" index=\"1\"/>"), "{live}");
+    assert!(
+        live.contains("<backingStore type=\"file\" index=\"3\">"),
+        "{live}"
+    );
+}
+
+#[test]
+fn layers_and_paths_are_edited() {
+    let images = chain();
+    let path = |text: &str| -> Vec<String> {
+        std::fs::write(images.file("new.xml"), text).unwrap();
+        let answer = images.catena(&["xml", "complete", "new.xml", "--disk", "vda"]);
+        answer
+            .out
+            .lines()
+            .filter_map(|line| Some(line.split("file=\"").nth(1)?.split('"').next()?.to_owned()))
+            .collect()
+    };
+    let base = images.file("base.raw").display().to_string();
+    let top = images.file("top.qcow2").display().to_string();
+    let set = images.catena(&[
+        "xml",
+        "set-backing",
+        "vm.xml",
+        "--disk",
+        "vda",
+        "-b",
+        "base.raw",
+        "-F",
+        "raw",
+    ]);
+    assert_eq!(path(&set.out), [top.clone(), base.clone()]);
+    let replaced = images.catena(&[
+        "xml", "replace", "vm.xml", "--disk", "vda", "--image", "base.raw", "-f", "raw",
+    ]);
+    assert_eq!(path(&replaced.out), [base]);
+    let moved = images.catena(&[
+        "xml",
+        "relocate",
+        "vm.xml",
+        "--from",
+        images.path().to_str().unwrap(),
+        "--to",
+        "/else",
+    ]);
+    assert!(moved.out.contains("\"/else/top.qcow2\""), "{}", moved.out);
+    assert_eq!(
+        images
+            .catena(&["xml", "relocate", "vm.xml", "--from", "/no", "--to", "/else"])
+            .status,
+        1
+    );
+    assert_eq!(
+        images.catena(&["xml", "set-backing", "vm.xml", "--none"]).status,
+        1,
+        "which disk?"
+    );
+}
+
+#[test]
+fn a_broken_chain_is_not_pinned() {
+    let images = chain();
+    std::fs::remove_file(images.file("base.raw")).unwrap();
+    let answer = images.catena(&["xml", "pin", "vm.xml"]);
+    assert_eq!((answer.status, answer.out.as_str()), (1, ""));
+    assert!(
+        answer.err.contains("Cannot access backing file"),
+        "{}",
+        answer.err
+    );
+}
+
+/// Runs a program of QEMU's with a monitor, which it is told to quit by; what it said of errors.
+fn runs(images: &Images, program: &str, arguments: &str, monitor: &str, commands: &str) -> String {
+    let mut child = Command::new("sh")
+        .current_dir(images.path())
+        .args([
+            "-c",
+            &format!("exec {program} {} {monitor}", arguments.replace('\n', " ")),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let quit = "{\"execute\":\"quit\"}\n";
+    let said = format!("{{\"execute\":\"qmp_capabilities\"}}\n{commands}{quit}");
+    // It may have ended for an error, which it then tells.
+    let _ = child.stdin.take().unwrap().write_all(said.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let errors = text(&output.stdout)
+        .lines()
+        .filter(|line| line.contains("\"error\""))
+        .collect::<String>();
+    format!("{}{errors}", text(&output.stderr))
+}
+
+#[test]
+fn qemu_takes_the_nodes_in_every_form() {
+    let images = chain();
+    images.img("create -q -f qcow2 -o data_file=d.data d.qcow2 1M");
+    for target in ["top.qcow2", "base.raw", "d.qcow2"] {
+        for libvirt in ["11.3", "9.0"] {
+            let nodes = |form: &str| {
+                let answer = images.catena(&["blockdev", "--as", form, "--libvirt", libvirt, target]);
+                assert_eq!(answer.status, 0, "{answer:?}");
+                answer.out
+            };
+            let system = "qemu-system-x86_64 -M none -display none -S";
+            assert_eq!(runs(&images, system, &nodes("args"), "-qmp stdio", ""), "");
+            assert_eq!(runs(&images, system, "", "-qmp stdio", &nodes("qmp")), "");
+            let daemon = nodes("storage-daemon");
+            let monitor = "--chardev stdio,id=c --monitor chardev=c";
+            assert_eq!(runs(&images, "qemu-storage-daemon", &daemon, monitor, ""), "");
+            let info = images.run(
+                "qemu-img",
+                &["info", "-U", "--output", "json", nodes("json").trim()],
+            );
+            assert!(info.contains("\"virtual-size\": 1048576"), "{info}");
+        }
+    }
+}
+
+#[test]
+fn an_encrypted_disk_needs_its_secret() {
+    let images = Images::new();
+    std::fs::write(images.file("key"), "secret").unwrap();
+    images.run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "--object",
+            "secret,id=s,file=key",
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+            "e.qcow2",
+            "1M",
+        ],
+    );
+    let text = format!(
+        "<disk><driver name='qemu' type='qcow2'/><source file='{}'><encryption format='luks'>\
+         <secret type='passphrase' usage='mine'/></encryption></source><target dev='vda' bus='virtio'/></disk>",
+        images.file("e.qcow2").display()
+    );
+    std::fs::write(images.file("vm.xml"), text).unwrap();
+    let without = images.catena(&["blockdev", "--domain", "vm.xml"]);
+    assert!(without.err.contains("--secret mine=FILE"), "{}", without.err);
+    let with = images.catena(&["blockdev", "--domain", "vm.xml", "--secret", "mine=key"]);
+    let system = "qemu-system-x86_64 -M none -display none -S";
+    assert_eq!(runs(&images, system, &with.out, "-qmp stdio", ""), "");
+}
