@@ -124,7 +124,11 @@ impl Tree {
                 continue;
             };
             let mut inner = Map::new();
-            for (key, value) in fields.iter().filter(|(key, _)| *key != "node-name") {
+            for (key, value) in fields {
+                // Whoever opens the name says whether it is for writing.
+                if key == "node-name" || (key == "read-only" && *value == Value::Bool(false)) {
+                    continue;
+                }
                 let child = match (key.as_str(), value.as_str()) {
                     ("file" | "backing" | "data-file", Some(child)) => done.remove(child),
                     _ => None,
