@@ -7,6 +7,7 @@
 use crate::chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
 use crate::policy::{Policy, Role, Unrecorded};
 use crate::reference::{Location, LostKind, Reading, Reference, ReferenceError, Source, without_credentials};
+use crate::stated::{Stated, StatedLayer};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::describe::{self, RecordedReference};
 use catena_format::{Bytes, Description, Format, qcow2, recognise};
@@ -37,26 +38,6 @@ impl Start {
             format,
         }
     }
-}
-
-/// What somebody says of a chain beforehand, as domain XML does. It is believed whatever the images' headers say.
-#[derive(Clone, Debug, Default)]
-pub struct Stated {
-    /// The active layer, and those below it that are stated.
-    pub layers: Vec<StatedLayer>,
-    /// Whether it is said that nothing is below the last of them. If not, its header is followed.
-    pub closed: bool,
-}
-
-/// A layer that somebody states.
-#[derive(Clone, Debug)]
-pub struct StatedLayer {
-    /// Where it is. What is not on this host is believed unseen.
-    pub source: Source,
-    /// Its format.
-    pub format: Format,
-    /// Its external data file, where one is stated; else its header says.
-    pub data_file: Option<Source>,
 }
 
 /// Follows a chain to its end.

@@ -16,15 +16,17 @@ pub mod open;
 pub mod ops;
 pub mod policy;
 pub mod reference;
+pub mod stated;
 pub mod writable;
 
 pub use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, GuestOffset, HostOffset, Result, Stack};
 pub use catena_format::Format;
 pub use chain::{Break, Chain, Consent, DataFileLayer, End, Layer, LayerFile, Link, OpenEnd, Origin};
 pub use contribution::{Contribution, Contributions};
-pub use detect::{Start, Stated, StatedLayer, detect, detect_stated};
+pub use detect::{Start, detect, detect_stated};
 pub use extents::Extents;
 pub use forest::Forest;
 pub use policy::Policy;
 pub use reference::{Reading, Reference, ReferenceError, Source};
+pub use stated::{Stated, StatedLayer};
 pub use writable::Writable;
