@@ -178,6 +178,23 @@ impl Daemon {
         verdicts
     }
 
+    /// Defines a guest of that name with one `<disk>` element, which stays; gives the URI under which virsh finds it.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked, or refuses.
+    pub fn define(&self, name: &str, disk: &str) -> String {
+        let definition = self.root.path().join("defined.xml");
+        std::fs::write(&definition, domain(name, disk)).expect("the temporary folder takes a small file");
+        self.virsh(&format!("define {}", definition.display()))
+            .expect("virsh runs")
+            .expect("libvirt takes the guest");
+        self.uri()
+    }
+
+    fn uri(&self) -> String {
+        format!("qemu:///embed?root={}", self.root.path().display())
+    }
+
     /// As [`Daemon::detect_disk`], and also the arguments that libvirt gave QEMU, one a line.
     ///
     /// # Panics
@@ -220,12 +237,7 @@ impl Daemon {
         let root = self.root.path();
         let (stdout, stderr) = (root.join("stdout"), root.join("stderr"));
         let mut virsh = Command::new("virsh")
-            .args([
-                "--quiet",
-                "--connect",
-                &format!("qemu:///embed?root={}", root.display()),
-                commands,
-            ])
+            .args(["--quiet", "--connect", &self.uri(), commands])
             .stdin(Stdio::null())
             .stdout(File::create(&stdout)?)
             .stderr(File::create(&stderr)?)

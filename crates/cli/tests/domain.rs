@@ -236,6 +236,39 @@ fn layers_and_paths_are_edited() {
 }
 
 #[test]
+fn a_domain_that_libvirt_knows_is_shown_beside_what_is_on_the_disk() {
+    let images = chain();
+    let daemon = catena_testkit::libvirt::Daemon::start().unwrap();
+    let path = |name: &str| images.file(name).display().to_string();
+    let uri = daemon.define(
+        "known",
+        &format!(
+            "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}'/><backingStore type='file'>\
+             <format type='raw'/><source file='{}'/></backingStore><target dev='vda' bus='virtio'/></disk>",
+            path("top.qcow2"),
+            path("base.raw")
+        ),
+    );
+    let answer = images.catena(&["show", "--domain", "known", "--connect", &uri, "--output", "json"]);
+    let json = answer.json();
+    let views = &json["disks"][0]["views"];
+    assert_eq!(answer.status, 1);
+    assert!(views["live"].is_null());
+    assert_eq!(views["inactive"].as_array().unwrap().len(), 2);
+    assert_eq!(views["on_disk"][2]["name"], path("base.raw"));
+    let differs = views["differences"].as_array().unwrap();
+    assert_eq!(differs.len(), 1, "{differs:?}");
+    assert!(
+        differs[0]
+            .as_str()
+            .unwrap()
+            .starts_with("layer 1: the definition has")
+    );
+    let unknown = images.catena(&["show", "--domain", "unknown", "--connect", &uri]);
+    assert_eq!((unknown.status, unknown.out.as_str()), (1, ""));
+}
+
+#[test]
 fn a_broken_chain_is_not_pinned() {
     let images = chain();
     std::fs::remove_file(images.file("base.raw")).unwrap();
