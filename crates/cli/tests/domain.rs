@@ -358,6 +358,7 @@ fn an_encrypted_disk_needs_its_secret() {
         images.file("e.qcow2").display()
     );
     std::fs::write(images.file("vm.xml"), text).unwrap();
+    assert_eq!(images.catena(&["blockdev", "e.qcow2"]).status, 1);
     let without = images.catena(&["blockdev", "--domain", "vm.xml"]);
     assert!(without.err.contains("--secret mine=FILE"), "{}", without.err);
     let with = images.catena(&["blockdev", "--domain", "vm.xml", "--secret", "mine=key"]);

@@ -145,6 +145,11 @@ fn of_image(args: &Args, target: &Path) -> Result<Document, CommandError> {
             _ => unusable("there is no image".to_owned()).into(),
         });
     };
+    if active.description.encryption.is_some() {
+        let why =
+            "the image is encrypted: its secret is named by an <encryption> in XML, which --domain takes";
+        return Err(unusable(why.to_owned()).into());
+    }
     warn_probed(&chain);
     let path = std::path::absolute(target).map_err(|error| unusable(error.to_string()))?;
     let text = path.to_str().filter(|text| escape_xml(text, &mut String::new()));
