@@ -324,11 +324,11 @@ fn qemu_takes_the_nodes_in_every_form() {
             let daemon = nodes("storage-daemon");
             let monitor = "--chardev stdio,id=c --monitor chardev=c";
             assert_eq!(runs(&images, "qemu-storage-daemon", &daemon, monitor, ""), "");
-            let info = images.run(
+            let map = images.run(
                 "qemu-img",
-                &["info", "-U", "--output", "json", nodes("json").trim()],
+                &["map", "-U", "--output", "json", nodes("json").trim()],
             );
-            assert!(info.contains("\"virtual-size\": 1048576"), "{info}");
+            assert!(map.contains("\"length\": 1048576"), "{map}");
         }
     }
 }

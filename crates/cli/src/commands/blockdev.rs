@@ -24,7 +24,7 @@ Examples:
   catena blockdev vm.qcow2
   catena blockdev --domain vm.xml --as qmp
   catena blockdev --as storage-daemon vm.qcow2 | xargs qemu-storage-daemon …
-  qemu-img info \"$(catena blockdev --as json vm.qcow2)\"
+  qemu-img map \"$(catena blockdev --as json vm.qcow2)\"
 
 Nodes have the names, order and properties that libvirt 11.3 gives them beside
 QEMU 9 or later; --libvirt 9.0 writes the older shape, in which raw layers have

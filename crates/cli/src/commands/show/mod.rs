@@ -37,7 +37,7 @@ Only metadata is read, and nothing is locked: the chain of a running guest can
 be shown.
 
 With --domain, XML and headers are combined as libvirt combines them: layers
-that the XML gives are believed, the rest is looked for below the last of them,
+that the XML gives are believed, the rest is looked for below the last one,
 and an empty <backingStore/> ends the chain. Where the XML and the headers
 disagree, that is an error or warning under the layer.
 
