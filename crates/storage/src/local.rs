@@ -305,8 +305,8 @@ impl Storage for LocalFile {
 
     fn keep_ahead(&self, offset: u64, len: u64) -> bool {
         let kind = self.open.kind;
-        let keep = |fd| hole::keep_ahead(fd, kind, offset, len).unwrap_or(false);
-        self.open.writable && self.opened().is_ok_and(|opened| keep(opened.as_fd()))
+        let Ok(opened) = self.opened() else { return false };
+        self.open.writable && hole::keep_ahead(opened.as_fd(), kind, offset, len).unwrap_or(false)
     }
 
     fn flush(&self) -> Result<()> {

@@ -121,7 +121,7 @@ fn has_data(folder: &Folder) -> bool {
 fn chain_of(xml: &str) -> String {
     let from = xml.find("<source").unwrap();
     let to = xml.find("<target").unwrap();
-    let lines: Vec<_> = xml[from..to].lines().map(str::trim).collect();
+    let lines: Vec<_> = xml.get(from..to).unwrap().lines().map(str::trim).collect();
     lines.concat()
 }
 
