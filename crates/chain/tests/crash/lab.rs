@@ -95,7 +95,7 @@ impl Lab {
             .unwrap()
             .execute()
             .unwrap();
-        let chain = detect(&Start::at(&self.path(name), Some(format)), &Policy::libvirt());
+        let chain = detect(&Start::at(self.path(name), Some(format)), &Policy::libvirt());
         let writable = chain.open_writable(0, Sharing::Locked).unwrap();
         let disk = writable.disk();
         for write in 0..10 {

@@ -137,8 +137,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             let mut edit = Edit::new(&document);
             let source = args.backing.as_deref().map(source).transpose()?;
             let backing = source.as_ref().zip(args.backing_format);
-            edit.set_backing(one(&document, &args.common)?, args.layer, backing)
-                .map_err(refused)?;
+            edit.set_backing(one(&document, &args.common)?, args.layer, backing)?;
             finish(edit, &args.common.file, args.common.in_place)
         }
         Change::Replace(args) => {
@@ -150,14 +149,13 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
                 args.layer,
                 source.as_ref(),
                 args.format,
-            )
-            .map_err(refused)?;
+            )?;
             finish(edit, &args.common.file, args.common.in_place)
         }
         Change::Relocate(args) => {
             let document = domain::read(&args.file)?;
             let mut edit = Edit::new(&document);
-            if edit.relocate(&args.from, &args.to).map_err(refused)? == 0 {
+            if edit.relocate(&args.from, &args.to)? == 0 {
                 let message = format!("the document names nothing in '{}'", args.from.display());
                 return Err(Error::new(ErrorKind::NotFound, message)
                     .with_path(&args.file)
@@ -174,7 +172,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
                 .collect();
             // Numbers depend on all disks, whichever are shown.
             let chains = chains(&document, &policy, |disk| wanted.contains(&disk.span))?;
-            let text = live::live(&document, &chains).map_err(refused)?;
+            let text = live::live(&document, &chains)?;
             write(&text, &common.file, common.in_place)
         }
     }
@@ -216,7 +214,7 @@ fn fill_in(
         if let End::Broken(broken) = chain.end {
             return Err(broken.error.into());
         }
-        fill(&mut edit, disk, &chain).map_err(refused)?;
+        fill(&mut edit, disk, &chain)?;
     }
     finish(edit, &common.file, common.in_place)
 }
@@ -261,8 +259,10 @@ fn is_block(metadata: &std::fs::Metadata) -> bool {
     metadata.file_type().is_block_device()
 }
 
-fn refused(error: EditError) -> CommandError {
-    refused_because(error.to_string())
+impl From<EditError> for CommandError {
+    fn from(error: EditError) -> Self {
+        refused_because(error.to_string())
+    }
 }
 
 fn refused_because(message: String) -> CommandError {
@@ -270,7 +270,7 @@ fn refused_because(message: String) -> CommandError {
 }
 
 fn finish(edit: Edit<'_>, file: &Path, in_place: bool) -> Result<ExitCode, CommandError> {
-    write(&edit.finish().map_err(refused)?, file, in_place)
+    write(&edit.finish()?, file, in_place)
 }
 
 /// Writes the document, complete or not at all where it replaces the old one.
