@@ -88,7 +88,7 @@ impl Old {
     }
 
     /// Which subclusters hold data, and which are zeros. Without extended entries a cluster is one subcluster.
-    fn masks(self) -> (u32, u32) {
+    pub(super) fn masks(self) -> (u32, u32) {
         match self.cluster {
             Cluster::Data { .. } | Cluster::Compressed { .. } => (u32::MAX, 0),
             Cluster::Zero { .. } => (0, u32::MAX),

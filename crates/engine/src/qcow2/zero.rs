@@ -12,6 +12,21 @@ use catena_format::qcow2::Cluster;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+/// What may be there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    Anything,
+    /// No data: others may write to the rest of a cluster of which a part is to be zeros.
+    Nothing,
+}
+
+impl Over {
+    /// Whether an entry holds no data of those subclusters, where that matters.
+    fn allows(self, old: Old, mask: u32) -> bool {
+        self == Self::Anything || old.masks().0 & mask == 0
+    }
+}
+
 /// What is done to whole clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wipe {
@@ -55,15 +70,27 @@ impl Qcow2Disk {
                 let whole = found == Found::Nothing && self.reads_zero(from, to)?;
                 (found, whole)
             };
-            match found {
-                // Nobody sees the difference, and no cluster is needed.
-                Found::Zero(_) => self.zero_whole(from, to, unmap)?,
-                _ if whole => self.zero_whole(from, to, unmap)?,
-                _ => self.write_zero_bytes(at, stop)?,
+            // Nobody sees the difference, and no cluster is needed; unless somebody writes beside us meanwhile.
+            let all_zero = whole || matches!(found, Found::Zero(_));
+            if !(all_zero && self.zero_unwritten(from, to, unmap)?) {
+                self.write_zero_bytes(at, stop)?;
             }
             at = stop;
         }
         Ok(())
+    }
+
+    /// Zeros over one subcluster that nothing was written to; `false` where something is by now.
+    fn zero_unwritten(&self, start: u64, end: u64, unmap: Unmap) -> Result<bool> {
+        if self.layout.l2_entry_size() == 16 && self.layout.subcluster_size() < self.cluster_size() {
+            return self.zero_subclusters_of(start, end, Over::Nothing);
+        }
+        let _inside = self.enter();
+        let cluster = self.cluster_of(start);
+        let (key, index) = self.shape.place(cluster);
+        let wipe = Wipe::Zero(unmap);
+        self.wipe_slice(key, index, cluster..cluster + 1, wipe, Over::Nothing)
+            .map_err(|error| self.damaged(error))
     }
 
     fn write_zero_bytes(&self, start: u64, end: u64) -> Result<()> {
@@ -145,7 +172,7 @@ impl Qcow2Disk {
                 at = to;
                 continue;
             }
-            self.wipe_slice(key, index, first..first + count, wipe)
+            self.wipe_slice(key, index, first..first + count, wipe, Over::Anything)
                 .map_err(|error| self.damaged(error))?;
             at = to;
         }
@@ -165,11 +192,22 @@ impl Qcow2Disk {
         }
     }
 
-    fn wipe_slice(&self, key: Key, index: u64, clusters: Range<u64>, wipe: Wipe) -> Result<()> {
+    /// `false` where there is what may not be wiped.
+    fn wipe_slice(&self, key: Key, index: u64, clusters: Range<u64>, wipe: Wipe, over: Over) -> Result<bool> {
         // Brings the slice into memory before the lock is taken.
         let _held = self.slice(key)?;
         let mut meta = self.wait_unclaimed(clusters.clone());
         self.check_poison()?;
+        if over == Over::Nothing
+            && let Some(slice) = self.slice(key)?
+        {
+            let words = slice.read();
+            for n in 0..clusters.end - clusters.start {
+                if !over.allows(self.old(&words, key, index + n)?, u32::MAX) {
+                    return Ok(false);
+                }
+            }
+        }
         if self.data_file.is_some() {
             meta.claimed.add(clusters.clone());
             drop(meta);
@@ -194,7 +232,7 @@ impl Qcow2Disk {
             None => changes(&[])?,
         };
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let slice = self.own_slice(&mut meta, key)?;
         let mut words = slice.write();
@@ -208,7 +246,7 @@ impl Qcow2Disk {
         }
         drop(words);
         self.slice_changed(&mut meta, key, &slice);
-        Ok(())
+        Ok(true)
     }
 
     /// The data file holds zeros where it must show them; elsewhere its space is given back where that works. Nobody else can own the
@@ -246,25 +284,22 @@ impl Qcow2Disk {
         // Two boundaries of subclusters may lie in two clusters.
         let boundary = (start + 1).next_multiple_of(self.cluster_size());
         if end > boundary {
-            self.zero_subclusters_of(start, boundary)?;
-            return self.zero_subclusters_of(boundary, end);
+            self.zero_subclusters(start, boundary)?;
+            return self.zero_subclusters(boundary, end);
         }
-        self.zero_subclusters_of(start, end)
+        match self.zero_subclusters_of(start, end, Over::Anything)? {
+            true => Ok(()),
+            false => self.write_zero_bytes(start, end),
+        }
     }
 
-    fn zero_subclusters_of(&self, start: u64, end: u64) -> Result<()> {
+    /// `false` where only bytes can say it.
+    fn zero_subclusters_of(&self, start: u64, end: u64, over: Over) -> Result<bool> {
         let _inside = self.enter();
         let cluster = self.cluster_of(start);
         let (key, index) = self.shape.place(cluster);
-        let changed = self
-            .zero_subclusters_inside(cluster, key, index, start, end)
-            .map_err(|error| self.damaged(error))?;
-        drop(_inside);
-        if changed {
-            Ok(())
-        } else {
-            self.write_zero_bytes(start, end)
-        }
+        self.zero_subclusters_inside(cluster, key, index, start..end, over)
+            .map_err(|error| self.damaged(error))
     }
 
     /// `false` where only bytes can say it.
@@ -273,12 +308,23 @@ impl Qcow2Disk {
         cluster: u64,
         key: Key,
         index: u64,
-        start: u64,
-        end: u64,
+        range: Range<u64>,
+        over: Over,
     ) -> Result<bool> {
+        let Range { start, end } = range;
+        let size = self.layout.subcluster_size();
+        let in_cluster = |offset: u64| (offset - (cluster << self.layout.cluster_bits.get())) / size;
+        let last = in_cluster(end - 1);
+        let mask =
+            (in_cluster(start)..=last).fold(0u32, |mask, n| mask | 1u32.checked_shl(n as u32).unwrap_or(0));
         let _held = self.slice(key)?;
         let mut meta = self.wait_unclaimed(cluster..cluster + 1);
         self.check_poison()?;
+        if let Some(slice) = self.slice(key)?
+            && !over.allows(self.old(&slice.read(), key, index)?, mask)
+        {
+            return Ok(false);
+        }
         if self.raw_data {
             meta.claimed.add(cluster..cluster + 1);
             drop(meta);
@@ -304,11 +350,6 @@ impl Qcow2Disk {
                 zero,
             } => (host, allocated, zero),
         };
-        let size = self.layout.subcluster_size();
-        let in_cluster = |offset: u64| (offset - (cluster << self.layout.cluster_bits.get())) / size;
-        let last = in_cluster(end - 1);
-        let mask =
-            (in_cluster(start)..=last).fold(0u32, |mask, n| mask | 1u32.checked_shl(n as u32).unwrap_or(0));
         let new = Cluster::Subclusters {
             host,
             allocated: allocated & !mask,
