@@ -328,7 +328,7 @@ fn qemu_takes_the_nodes_in_every_form() {
                 "qemu-img",
                 &["map", "-U", "--output", "json", nodes("json").trim()],
             );
-            assert!(map.contains("\"length\": 1048576"), "{map}");
+            assert!(map.starts_with("[{ \"start\": 0,"), "{map}");
         }
     }
 }

@@ -130,7 +130,8 @@ impl Tree {
                     continue;
                 }
                 let child = match (key.as_str(), value.as_str()) {
-                    ("file" | "backing" | "data-file", Some(child)) => done.remove(child),
+                    ("backing", Some(child)) => done.remove(child).map(in_a_format),
+                    ("file" | "data-file", Some(child)) => done.remove(child),
                     _ => None,
                 };
                 inner.insert(key.clone(), child.unwrap_or_else(|| value.clone()));
@@ -139,6 +140,15 @@ impl Tree {
         }
         done.remove(self.drive.as_str())
             .ok_or_else(|| BlockdevError("the disk has no nodes".to_owned()))
+    }
+}
+
+/// A backing node in a file name must be of a format: QEMU adds the recorded one to what has none.
+fn in_a_format(node: Value) -> Value {
+    if node.get("file").is_some() {
+        node
+    } else {
+        json!({"driver": "raw", "read-only": true, "file": node})
     }
 }
 

@@ -27,7 +27,7 @@ Examples:
   qemu-img map \"$(catena blockdev --as json vm.qcow2)\"
 
 Nodes have the names, order and properties that libvirt 11.3 gives them beside
-QEMU 9 or later; --libvirt 9.0 writes the older shape, in which raw layers have
+QEMU 9 or later; --libvirt 9.0 writes the older shape, where raw layers have
 a format node. The node for the guest's device is the last of each disk.")]
 pub struct Args {
     /// The active image of the chain: a file or block device

@@ -27,7 +27,7 @@ Examples:
   catena xml strip vm.xml --disk vda
       libvirt looks for the chain again
   catena xml relocate vm.xml --from /old --to /new
-  virsh dumpxml --inactive vm | catena xml complete - | virsh define /dev/stdin")]
+  virsh dumpxml --inactive vm | catena xml pin - | virsh define /dev/stdin")]
 pub struct Args {
     #[command(subcommand)]
     change: Change,
