@@ -11,7 +11,7 @@
 
 use super::ahead::{Ahead, Scratch};
 use super::bitmap::Recorder;
-use super::check::CheckOptions;
+use super::check::{CheckOptions, Report, check};
 use super::claims::Claims;
 use super::metadata::{Rehearsal, Repair, repair};
 use super::places::{OverlapChecks, Places, be64s};
@@ -191,8 +191,11 @@ fn mend(storage: &dyn Storage) -> Result<()> {
         )
         .with_hint("check it")
     };
-    let repaired = repair(storage, Repair::All, &CheckOptions::default())?;
-    if repaired.failed || repaired.report.totals.check_errors + repaired.report.totals.corruptions > 0 {
+    let options = CheckOptions::default();
+    let wrong = |report: &Report| report.totals.check_errors + report.totals.corruptions > 0;
+    let repaired = repair(storage, Repair::All, &options)?;
+    // What was mended can contradict what was found sound before it: only the result tells.
+    if repaired.failed || wrong(&repaired.report) || wrong(&check(storage, &options)?) {
         return Err(beyond_repair());
     }
     Ok(())
