@@ -15,8 +15,9 @@ use crate::run::{cargo, output, root};
 
 /// Where the counts are on record.
 const RECORD: &str = "benches/counts.txt";
-/// By what part a count may lie above the one on record. Hash maps with random keys make for less than a hundredth.
-const TOLERANCE: f64 = 0.05;
+/// By what part a count may lie above the one on record. Hash maps with random keys make for less than a
+/// hundredth, code that the compiler lays out otherwise for a few.
+const TOLERANCE: f64 = 0.1;
 
 /// Counts all paths. With `record` they go on record; without, one that lies above its record is an error.
 pub fn counts(record: bool) -> Result<()> {
