@@ -1,6 +1,6 @@
 //! Catena's library in process, as a contender.
 //!
-//! A disk that is only read is a [`Stack`](catena::Stack), one that is written a [`Qcow2Disk`] over the stack of what is below it. Requests
+//! A disk that is only read is a [`catena::Stack`], one that is written a [`Qcow2Disk`] over the stack of what is below it. Requests
 //! return when they are answered, so as many threads ask as there are to be requests under way.
 
 use anyhow::{Context, Result};
