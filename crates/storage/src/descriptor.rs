@@ -215,18 +215,15 @@ impl Lent {
 
     /// The descriptor, opened where it is not.
     fn file(self: &Arc<Self>) -> Result<Arc<File>> {
-        if let Some(file) = &self.slot().file {
+        let mut slot = self.slot();
+        if let Some(file) = &slot.file {
             if !self.used.load(Ordering::Relaxed) {
                 self.used.store(true, Ordering::Relaxed);
             }
             return Ok(Arc::clone(file));
         }
-        // Nobody who has a slot waits for the list.
+        // While the slot is held nobody takes this file off the list before it is open; who has the list waits for no slot.
         lend(self);
-        let mut slot = self.slot();
-        if let Some(file) = &slot.file {
-            return Ok(Arc::clone(file));
-        }
         let file = Arc::new(self.reopen(&mut slot)?);
         slot.file = Some(Arc::clone(&file));
         self.used.store(true, Ordering::Relaxed);
