@@ -65,6 +65,9 @@ pub fn deny() -> Result<()> {
     Ok(())
 }
 
+/// What proptest takes its seed from.
+const SEED: &str = "PROPTEST_RNG_SEED";
+
 /// The whole test suite, after installing what it needs. Nothing is skipped.
 ///
 /// The examples in the documentation go first: a workspace may have none, and the last lines should count tests.
@@ -95,6 +98,10 @@ fn runner() -> Command {
             "--tests",
             "--no-fail-fast",
         ]);
+    }
+    // What fails here fails again, wherever it is run. `cargo nextest run` by hand draws other cases each time.
+    if std::env::var_os(SEED).is_none() {
+        command.env(SEED, "1");
     }
     command
 }
