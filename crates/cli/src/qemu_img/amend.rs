@@ -6,10 +6,10 @@ mod options;
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
+use super::image_args::ImageArgs;
 use super::keyval;
 use super::nodes;
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::open::{Opened, Purpose};
 use super::options::{Cache, cache_mode};
 use super::percent::Percent;
 use super::program::{self, Program, Result, error, usage};
@@ -49,8 +49,7 @@ const OPTIONS: Options = Options {
 
 #[derive(Debug, Default)]
 struct Request {
-    format: Option<String>,
-    image_opts: bool,
+    image: ImageArgs,
     progress: bool,
     quiet: bool,
     cache: Option<String>,
@@ -60,17 +59,13 @@ struct Request {
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let mut request = Request::default();
-    let mut objects = Objects::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => request.format = Some(value),
             Key::Letter('o') => keyval::join(&mut request.options, &value).map_err(error)?,
             Key::Letter('t') => request.cache = Some(value),
             Key::Letter('p') => request.progress = true,
             Key::Letter('q') => request.quiet = true,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => request.image_opts = true,
-            _ => {}
+            _ => request.image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -81,7 +76,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         return Err(usage("Must specify options (-o)"));
     };
     if keyval::asks_for_help(&list)
-        && let Some(format) = &request.format
+        && let Some(format) = &request.image.format
     {
         return help(format);
     }
@@ -103,16 +98,10 @@ fn perform(
     if let Some(mode) = &request.cache {
         cache_mode(mode, Cache::Target)?;
     }
-    if request.image_opts && request.format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
-    let opened = open::open(
+    request.image.check()?;
+    let opened = request.image.open(
         program,
-        Named {
-            word: name,
-            format: request.format.as_deref(),
-            options: request.image_opts,
-        },
+        name,
         Purpose {
             write: true,
             ..Purpose::default()

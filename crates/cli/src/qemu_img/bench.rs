@@ -2,7 +2,8 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::open::{self, Named, Purpose};
+use super::image_args::ImageArgs;
+use super::open::Purpose;
 use super::options::{self, Cache};
 use super::program::{self, Program, Result, error, usage};
 use super::target::Target as OpenTarget;
@@ -47,9 +48,7 @@ struct Said {
     flush_interval: u64,
     native: bool,
     direct: bool,
-    format: Option<String>,
-    image_opts: bool,
-    shared: bool,
+    image: ImageArgs,
 }
 
 /// Runs the subcommand.
@@ -65,9 +64,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         flush_interval: 0,
         native: false,
         direct: false,
-        format: None,
-        image_opts: false,
-        shared: false,
+        image: ImageArgs::default(),
     };
     let others = program::options(OPTIONS, words, |key, value| said.take(key, value))?;
     let Some(others) = others else {
@@ -82,20 +79,14 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     if said.flush_interval > 0 && said.flush_interval < said.depth {
         return Err(error("Flush interval can't be smaller than depth"));
     }
-    let named = Named {
-        word: name,
-        format: said.format.as_deref(),
-        options: said.image_opts,
-    };
     let purpose = Purpose {
         write: said.write,
-        shared: said.shared,
         ..Purpose::default()
     };
     if said.native && !said.direct {
         said.refuse_native(name)?;
     }
-    let opened = open::open(program, named, purpose)?;
+    let opened = said.image.open(program, name, purpose)?;
     said.announce();
     let size = opened.top()?.virtual_size().unwrap_or_default();
     if said.offset.checked_add(said.bytes).is_none_or(|end| end > size) {
@@ -130,7 +121,6 @@ impl Said {
             }
             Key::Letter('s') => self.bytes = size::argument("buffer size", &value, 1, MOST).map_err(error)?,
             Key::Letter('S') => self.step = size::argument("step size", &value, 0, MOST).map_err(error)?,
-            Key::Letter('f') => self.format = Some(value),
             Key::Letter('n') => self.native = true,
             Key::Letter('i') => match value.as_str() {
                 "native" => self.native = true,
@@ -142,18 +132,16 @@ impl Said {
                 self.direct = matches!(value.as_str(), "none" | "off" | "directsync");
             }
             Key::Letter('w') => self.write = true,
-            Key::Letter('U') => self.shared = true,
             Key::Word("pattern") => self.pattern = count("pattern byte", 0, 255)?,
             Key::Word("flush-interval") => self.flush_interval = count("flush interval", 0, MOST)?,
-            Key::Word("image-opts") => self.image_opts = true,
-            _ => {}
+            _ => self.image.take(key, value)?,
         }
         Ok(())
     }
 
     /// QEMU reads past the host's cache or not natively at all. That the file is there is looked at first.
     fn refuse_native(&self, name: &str) -> Result<()> {
-        if self.image_opts || !std::path::Path::new(name).exists() {
+        if self.image.image_opts || !std::path::Path::new(name).exists() {
             return Ok(());
         }
         Err(error(format!(

@@ -4,7 +4,7 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::objects::Objects;
+use super::image_args::ImageArgs;
 use super::open::{self, Named, Opened, Purpose};
 use super::program::{self, Program, Result, error};
 use super::{size, writing};
@@ -55,8 +55,7 @@ impl Action {
 
 #[derive(Default)]
 struct Request {
-    format: Option<String>,
-    image_opts: bool,
+    image: ImageArgs,
     actions: Vec<Action>,
     granularity: u64,
     source: Option<String>,
@@ -66,10 +65,8 @@ struct Request {
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let mut request = Request::default();
-    let mut objects = Objects::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => request.format = Some(value),
             Key::Letter('b') => request.source = Some(value),
             Key::Letter('F') => request.source_format = Some(value),
             Key::Letter('g') => {
@@ -81,9 +78,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             Key::Word("enable") => request.actions.push(Action::Enable),
             Key::Word("disable") => request.actions.push(Action::Disable),
             Key::Word("merge") => request.actions.push(Action::Merge(value)),
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => request.image_opts = true,
-            _ => {}
+            _ => request.image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -94,16 +89,10 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let [file, bitmap] = others.as_slice() else {
         return Err(error("Expecting filename and bitmap name"));
     };
-    if request.image_opts && request.format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
-    let opened = open::open(
+    request.image.check()?;
+    let opened = request.image.open(
         program,
-        Named {
-            word: file,
-            format: request.format.as_deref(),
-            options: request.image_opts,
-        },
+        file,
         Purpose {
             write: true,
             alone: true,

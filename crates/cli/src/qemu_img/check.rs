@@ -4,8 +4,8 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::objects::Objects;
-use super::open::{self, Named, Purpose};
+use super::image_args::ImageArgs;
+use super::open::Purpose;
 use super::options::{Cache, cache_mode};
 use super::program::{self, Failure, Program, Result, error, output_is_json, usage};
 use super::qdict::{Object, Value};
@@ -34,9 +34,7 @@ const NOT_SUPPORTED: u8 = 63;
 
 #[derive(Debug, Default)]
 struct Request {
-    format: Option<String>,
-    image_opts: bool,
-    shared: bool,
+    image: ImageArgs,
     quiet: bool,
     json: bool,
     repair: Option<Repair>,
@@ -46,18 +44,13 @@ struct Request {
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let mut request = Request::default();
-    let mut objects = Objects::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => request.format = Some(value),
             Key::Letter('r') => request.repair = Some(what_to_repair(&value)?),
             Key::Letter('T') => request.cache = Some(value),
             Key::Letter('q') => request.quiet = true,
-            Key::Letter('U') => request.shared = true,
             Key::Word("output") => request.json = output_is_json(&value)?,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => request.image_opts = true,
-            _ => {}
+            _ => request.image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -70,19 +63,12 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     if let Some(mode) = &request.cache {
         cache_mode(mode, Cache::Source)?;
     }
-    if request.image_opts && request.format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
-    let opened = open::open(
+    request.image.check()?;
+    let opened = request.image.open(
         program,
-        Named {
-            word: name,
-            format: request.format.as_deref(),
-            options: request.image_opts,
-        },
+        name,
         Purpose {
             write: request.repair.is_some(),
-            shared: request.shared,
             check: true,
             ..Purpose::default()
         },

@@ -2,8 +2,8 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::image_args::ImageArgs;
+use super::open::{self, Opened, Purpose};
 use super::options::{Cache, cache_mode};
 use super::percent::Percent;
 use super::program::{self, Program, Result, error, usage};
@@ -30,8 +30,7 @@ const OPTIONS: Options = Options {
 
 #[derive(Debug, Default)]
 struct Request {
-    format: Option<String>,
-    image_opts: bool,
+    image: ImageArgs,
     cache: Option<String>,
     base: Option<String>,
     /// The image is not emptied.
@@ -45,10 +44,8 @@ struct Request {
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let mut request = Request::default();
-    let mut objects = Objects::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => request.format = Some(value),
             Key::Letter('t') => request.cache = Some(value),
             Key::Letter('b') => {
                 request.base = Some(value);
@@ -60,9 +57,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             Key::Letter('r') => {
                 request.rate = size::argument("rate limit", &value, 0, size::MAX).map_err(error)?;
             }
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => request.image_opts = true,
-            _ => {}
+            _ => request.image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -75,16 +70,10 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     if let Some(mode) = &request.cache {
         cache_mode(mode, Cache::Target)?;
     }
-    if request.image_opts && request.format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
-    let opened = open::open(
+    request.image.check()?;
+    let opened = request.image.open(
         program,
-        Named {
-            word: name,
-            format: request.format.as_deref(),
-            options: request.image_opts,
-        },
+        name,
         Purpose {
             write: true,
             ..Purpose::default()

@@ -2,9 +2,9 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
+use super::image_args::ImageArgs;
 use super::map::{Entry, Map};
-use super::objects::Objects;
-use super::open::{self, Named, Purpose};
+use super::open::{self, Purpose};
 use super::options::{Cache, cache_mode};
 use super::program::{self, Failure, Program, Result, usage};
 use super::progress::Progress;
@@ -43,22 +43,17 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
 }
 
 fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
-    let (mut format_a, mut format_b, mut cache) = (None, None, "writeback".to_owned());
-    let (mut progress, mut quiet, mut strict, mut shared, mut image_opts) =
-        (false, false, false, false, false);
-    let mut objects = Objects::default();
+    let (mut format_b, mut cache) = (None, "writeback".to_owned());
+    let (mut progress, mut quiet, mut strict) = (false, false, false);
+    let mut image = ImageArgs::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => format_a = Some(value),
             Key::Letter('F') => format_b = Some(value),
             Key::Letter('T') => cache = value,
             Key::Letter('p') => progress = true,
             Key::Letter('q') => quiet = true,
             Key::Letter('s') => strict = true,
-            Key::Letter('U') => shared = true,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => image_opts = true,
-            _ => {}
+            _ => image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -68,27 +63,12 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
     let [a, b] = others.as_slice() else {
         return Err(usage("Expecting two image file names"));
     };
-    if image_opts && format_a.is_some() {
-        return Err(program::error("--image-opts and --format are mutually exclusive"));
-    }
+    image.check()?;
     let progress = Progress::new(progress && !quiet);
     cache_mode(&cache, Cache::Source)?;
-    let purpose = Purpose {
-        shared,
-        ..Purpose::default()
-    };
-    let open = |word: &str, format: &Option<String>| {
-        open::open(
-            program,
-            Named {
-                word,
-                format: format.as_deref(),
-                options: image_opts,
-            },
-            purpose,
-        )
-    };
-    let (opened_a, opened_b) = (open(a, &format_a)?, open(b, &format_b)?);
+    let opened_a = image.open(program, a, Purpose::default())?;
+    image.format = format_b;
+    let opened_b = image.open(program, b, Purpose::default())?;
     let view = |opened: &open::Opened| -> Result<View> {
         Ok(View::of_chain(Arc::new(opened.disk()?), &opened.chain.layers))
     };

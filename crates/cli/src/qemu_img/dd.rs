@@ -5,7 +5,7 @@ use super::create::Vetted;
 use super::create_options::{self, Chosen, Use};
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::objects::Objects;
+use super::image_args::ImageArgs;
 use super::open::{self, Named, Opened, Purpose};
 use super::program::{self, Program, Result, error};
 use super::target::Target as OpenTarget;
@@ -75,16 +75,12 @@ fn unknown(operand: &str) -> program::Failure {
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
-    let (mut format, mut target_format, mut image_opts, mut shared) = (None, "raw".to_owned(), false, false);
-    let mut objects = Objects::default();
+    let mut target_format = "raw".to_owned();
+    let mut image = ImageArgs::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => format = Some(value),
             Key::Letter('O') => target_format = value,
-            Key::Letter('U') => shared = true,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => image_opts = true,
-            _ => {}
+            _ => image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -98,16 +94,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
         return Err(error("Must specify both input and output files"));
     };
-    let named = Named {
-        word: input,
-        format: format.as_deref(),
-        options: image_opts,
-    };
-    let purpose = Purpose {
-        shared,
-        ..Purpose::default()
-    };
-    let opened = open::open(program, named, purpose)?;
+    let opened = image.open(program, input, Purpose::default())?;
     create_options::known(&target_format).map_err(|_| error("Unknown file format"))?;
     create_options::check_protocol(output).map_err(error)?;
     create_options::creatable(&target_format).map_err(error)?;

@@ -2,9 +2,9 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
+use super::image_args::ImageArgs;
 use super::nodes;
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::open::{self, Opened, Purpose};
 use super::program::{self, Program, Result, error, output_is_json, usage};
 use super::qdict::{Object, Value, write_lines};
 use super::size::human;
@@ -35,17 +35,13 @@ pub const OPTIONS: Options = Options {
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
-    let (mut format, mut json, mut chain, mut image_opts, mut shared) = (None, false, false, false, false);
-    let mut objects = Objects::default();
+    let (mut json, mut chain) = (false, false);
+    let mut image = ImageArgs::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => format = Some(value),
             Key::Letter('b') => chain = true,
-            Key::Letter('U') => shared = true,
             Key::Word("output") => json = output_is_json(&value)?,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => image_opts = true,
-            _ => {}
+            _ => image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -55,24 +51,17 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let [name] = others.as_slice() else {
         return Err(usage("Expecting one image file name"));
     };
-    if image_opts && format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
-    let opened = open::open(
+    image.check()?;
+    let opened = image.open(
         program,
-        Named {
-            word: name,
-            format: format.as_deref(),
-            options: image_opts,
-        },
+        name,
         Purpose {
-            shared,
             alone: true,
             ..Purpose::default()
         },
     )?;
     let images = if chain {
-        whole_chain(&opened, shared)?
+        whole_chain(&opened, image.shared)?
     } else {
         let layer = opened.top()?;
         vec![Image::of(layer, &opened.node.shown(), &opened.node)?]

@@ -2,8 +2,8 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::image_args::ImageArgs;
+use super::open::{Opened, Purpose};
 use super::preallocated;
 use super::program::{self, Program, Result, error, output_is_json, usage};
 use super::size;
@@ -35,13 +35,10 @@ const PIECE: u64 = 256 << 20;
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
-    let (mut format, mut json, mut image_opts, mut shared) = (None, false, false, false);
-    let (mut start, mut most) = (0, None);
-    let mut objects = Objects::default();
+    let (mut json, mut start, mut most) = (false, 0, None);
+    let mut image = ImageArgs::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => format = Some(value),
-            Key::Letter('U') => shared = true,
             Key::Letter('s') => {
                 start = size::argument("start offset", &value, 0, size::MAX).map_err(error)?
             }
@@ -49,9 +46,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
                 most = Some(size::argument("max length", &value, 0, size::MAX).map_err(error)?)
             }
             Key::Word("output") => json = output_is_json(&value)?,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => image_opts = true,
-            _ => {}
+            _ => image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -61,21 +56,8 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let [name] = others.as_slice() else {
         return Err(usage("Expecting one image file name"));
     };
-    if image_opts && format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
-    let opened = open::open(
-        program,
-        Named {
-            word: name,
-            format: format.as_deref(),
-            options: image_opts,
-        },
-        Purpose {
-            shared,
-            ..Purpose::default()
-        },
-    )?;
+    image.check()?;
+    let opened = image.open(program, name, Purpose::default())?;
     let map = Map::new(&opened)?;
     let mut end = map.size;
     if let Some(most) = most {

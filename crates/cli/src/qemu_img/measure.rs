@@ -4,10 +4,10 @@ use super::create::{check_cluster_size, check_refcount_bits, preallocation};
 use super::create_options::{Chosen, MADE_BY_QEMU, Use, creatable};
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
+use super::image_args::ImageArgs;
 use super::keyval;
 use super::map::Mapped;
-use super::objects::Objects;
-use super::open::{self, Named, Purpose};
+use super::open::{self, Purpose};
 use super::program::{self, Program, Result, error, output_is_json};
 use super::qdict::{Object, Value};
 use super::size;
@@ -35,25 +35,21 @@ pub const OPTIONS: Options = Options {
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
-    let (mut format, mut target, mut snapshot, mut lists) = (None, "raw".to_owned(), None, None);
-    let (mut image_opts, mut json, mut shared, mut bytes) = (false, false, false, None);
-    let mut objects = Objects::default();
+    let (mut target, mut snapshot, mut lists) = ("raw".to_owned(), None, None);
+    let (mut json, mut bytes) = (false, None);
+    let mut image = ImageArgs::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => format = Some(value),
             Key::Letter('O') => target = value,
             Key::Letter('l') => {
                 snapshot = Some(snapshot_of(program, &value)?);
             }
             Key::Letter('o') => keyval::join(&mut lists, &value).map_err(error)?,
-            Key::Letter('U') => shared = true,
-            Key::Word("image-opts") => image_opts = true,
-            Key::Word("object") => objects.add(&value)?,
             Key::Word("output") => json = output_is_json(&value)?,
             Key::Word("size") => {
                 bytes = Some(size::argument("image size", &value, 0, size::MAX).map_err(error)?);
             }
-            _ => {}
+            _ => image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -65,7 +61,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         [name] => Some(name),
         _ => return Err(error("At most one filename argument is allowed.")),
     };
-    if name.is_none() && (image_opts || format.is_some() || snapshot.is_some()) {
+    if name.is_none() && (image.image_opts || image.format.is_some() || snapshot.is_some()) {
         return Err(error("--image-opts, -f, and -l require a filename argument."));
     }
     match (name, bytes) {
@@ -73,24 +69,9 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         (Some(_), Some(_)) => return Err(error("--size N cannot be used together with a filename.")),
         _ => {}
     }
-    if image_opts && format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
+    image.check()?;
     let opened = name
-        .map(|name| {
-            open::open(
-                program,
-                Named {
-                    word: name,
-                    format: format.as_deref(),
-                    options: image_opts,
-                },
-                Purpose {
-                    shared,
-                    ..Purpose::default()
-                },
-            )
-        })
+        .map(|name| image.open(program, name, Purpose::default()))
         .transpose()?;
     let disk: Option<Arc<dyn Disk>> = match &opened {
         None => None,

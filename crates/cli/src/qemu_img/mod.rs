@@ -19,6 +19,7 @@ mod errno;
 mod getopt;
 mod header;
 mod help;
+mod image_args;
 mod info;
 mod keyval;
 mod map;

@@ -2,9 +2,9 @@
 
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
+use super::image_args::ImageArgs;
 use super::nodes::{self, Node};
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::open::{self, Opened, Purpose};
 use super::options::{self, Cache};
 use super::percent::Percent;
 use super::program::{self, Failure, Program, Result, error, usage};
@@ -41,15 +41,13 @@ const LONGEST_NAME: usize = 1023;
 
 #[derive(Default)]
 struct Said {
-    format: Option<String>,
-    image_opts: bool,
+    image: ImageArgs,
     backing: Option<String>,
     backing_format: Option<String>,
     unchecked: bool,
     compressed: bool,
     progress: bool,
     quiet: bool,
-    shared: bool,
     cache: Option<String>,
     backing_cache: Option<String>,
 }
@@ -57,10 +55,8 @@ struct Said {
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let mut said = Said::default();
-    let mut objects = Objects::default();
     let others = program::options(OPTIONS, words, |key, value| {
         match key {
-            Key::Letter('f') => said.format = Some(value),
             Key::Letter('b') => said.backing = Some(value),
             Key::Letter('c') => said.compressed = true,
             Key::Letter('F') => said.backing_format = Some(value),
@@ -69,10 +65,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
             Key::Letter('q') => said.quiet = true,
             Key::Letter('t') => said.cache = Some(value),
             Key::Letter('T') => said.backing_cache = Some(value),
-            Key::Letter('U') => said.shared = true,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => said.image_opts = true,
-            _ => {}
+            _ => said.image.take(key, value)?,
         }
         Ok(())
     })?;
@@ -95,13 +88,10 @@ impl Said {
     fn rebase(&self, program: &Program, name: &str, percent: &Percent) -> Result<u8> {
         check_cache(self.cache.as_deref(), Cache::Target)?;
         check_cache(self.backing_cache.as_deref(), Cache::Source)?;
+        // Only the new backing image is shared with writers.
         let opened = open::open(
             program,
-            Named {
-                word: name,
-                format: self.format.as_deref(),
-                options: self.image_opts,
-            },
+            self.image.named(name),
             Purpose {
                 write: true,
                 alone: self.unchecked,
@@ -186,7 +176,7 @@ impl Said {
             Err(text) => return Err(fail(text)),
         };
         let purpose = Purpose {
-            shared: self.shared,
+            shared: self.image.shared,
             ..Purpose::default()
         };
         open::open_node(node, purpose).map(drop).map_err(fail)

@@ -3,8 +3,8 @@
 use super::create::not_preallocated;
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, Parser, long, word};
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::image_args::ImageArgs;
+use super::open::{self, Opened, Purpose};
 use super::program::{self, Failure, Program, Result, error, usage};
 use super::size::{self, SizeError};
 use super::target::{Target, data_file};
@@ -36,8 +36,7 @@ const LARGEST: i64 = i64::MAX & !((1 << 30) - 1);
 
 #[derive(Default)]
 struct Said {
-    format: Option<String>,
-    image_opts: bool,
+    image: ImageArgs,
     quiet: bool,
     shrink: bool,
     preallocation: Preallocation,
@@ -54,13 +53,9 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
         return Err(usage("Expecting image file name and size"));
     };
     let wanted = Wanted::parse(&wanted)?;
-    let opened = open::open(
+    let opened = said.image.open(
         program,
-        Named {
-            word: &name,
-            format: said.format.as_deref(),
-            options: said.image_opts,
-        },
+        &name,
         Purpose {
             write: true,
             ..Purpose::default()
@@ -221,15 +216,11 @@ fn write_zeros(file: &LocalFile, from: u64, to: u64) -> Result<(), catena_storag
 /// Takes the command line apart. `None` where help was asked for.
 fn read(words: Vec<String>) -> Result<Option<Said>> {
     let mut said = Said::default();
-    let mut objects = Objects::default();
     let mut parser = Parser::new(OPTIONS, words).in_order();
     while let Some((key, value)) = parser.next().map_err(Failure::Getopt)? {
         match key {
             Key::Letter('h') => return Ok(None),
-            Key::Letter('f') => said.format = Some(value),
             Key::Letter('q') => said.quiet = true,
-            Key::Word("object") => objects.add(&value)?,
-            Key::Word("image-opts") => said.image_opts = true,
             Key::Word("shrink") => said.shrink = true,
             Key::Word("preallocation") => said.preallocation = preallocation(&value)?,
             Key::Operand if said.name.is_none() => {
@@ -245,7 +236,7 @@ fn read(words: Vec<String>) -> Result<Option<Said>> {
             }
             Key::Operand if said.size.is_none() => said.size = Some(value),
             Key::Operand => return Err(usage("Extra argument(s) in command line")),
-            _ => {}
+            _ => said.image.take(key, value)?,
         }
     }
     for other in parser.others() {

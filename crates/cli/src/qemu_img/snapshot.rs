@@ -3,8 +3,8 @@
 use super::errno;
 use super::getopt::Takes::{Argument, Nothing};
 use super::getopt::{Key, Options, long, word};
-use super::objects::Objects;
-use super::open::{self, Named, Opened, Purpose};
+use super::image_args::ImageArgs;
+use super::open::{self, Opened, Purpose};
 use super::program::{self, Program, Result, error, usage};
 use super::snapshots;
 use catena_engine::qcow2::check::CheckOptions;
@@ -39,29 +39,15 @@ enum Action {
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
-    let (mut format, mut image_opts, mut shared) = (None, false, false);
     let mut action: Option<Action> = None;
-    let mut objects = Objects::default();
+    let mut image = ImageArgs::default();
     let others = program::options(OPTIONS, words, |key, value| {
         let wanted = match key {
             Key::Letter('l') => Action::List,
             Key::Letter('a') => Action::Apply(value),
             Key::Letter('c') => Action::Create(value),
             Key::Letter('d') => Action::Delete(value),
-            Key::Letter('f') => {
-                format = Some(value);
-                return Ok(());
-            }
-            Key::Letter('U') => {
-                shared = true;
-                return Ok(());
-            }
-            Key::Word("object") => return objects.add(&value),
-            Key::Word("image-opts") => {
-                image_opts = true;
-                return Ok(());
-            }
-            _ => return Ok(()),
+            _ => return image.take(key, value),
         };
         if action.is_some() {
             return Err(usage("Cannot mix '-l', '-a', '-c', '-d'"));
@@ -75,19 +61,12 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     let [name] = others.as_slice() else {
         return Err(usage("Expecting one image file name"));
     };
-    if image_opts && format.is_some() {
-        return Err(error("--image-opts and --format are mutually exclusive"));
-    }
+    image.check()?;
     let action = action.unwrap_or(Action::List);
-    let opened = open::open(
+    let opened = image.open(
         program,
-        Named {
-            word: name,
-            format: format.as_deref(),
-            options: image_opts,
-        },
+        name,
         Purpose {
-            shared,
             write: !matches!(action, Action::List),
             ..Purpose::default()
         },

@@ -146,18 +146,7 @@ impl Conversion<'_> {
     }
 
     fn open_sources(&self) -> Result<Vec<Opened>> {
-        let purpose = Purpose {
-            shared: self.said.shared,
-            ..Purpose::default()
-        };
-        let open = |word: &String| {
-            let named = Named {
-                word,
-                format: self.said.format.as_deref(),
-                options: self.said.image_opts,
-            };
-            open::open(self.program, named, purpose)
-        };
+        let open = |word: &String| self.said.image.open(self.program, word, Purpose::default());
         self.sources.iter().map(open).collect()
     }
 

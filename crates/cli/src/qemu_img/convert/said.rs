@@ -2,8 +2,8 @@
 
 use crate::qemu_img::getopt::Takes::{Argument, Nothing};
 use crate::qemu_img::getopt::{Key, Options, long, word};
+use crate::qemu_img::image_args::ImageArgs;
 use crate::qemu_img::measure::{self, SnapshotName};
-use crate::qemu_img::objects::Objects;
 use crate::qemu_img::program::{Program, Result, error};
 use crate::qemu_img::{keyval, number, size};
 
@@ -43,8 +43,7 @@ const MOST_SPARSE: u64 = 16 << 20;
 /// The command line.
 #[derive(Debug)]
 pub struct Said {
-    pub format: Option<String>,
-    pub image_opts: bool,
+    pub image: ImageArgs,
     pub snapshot: Option<SnapshotName>,
     pub source_cache: Option<String>,
     pub target_format: Option<String>,
@@ -59,7 +58,6 @@ pub struct Said {
     pub sparse: Option<u64>,
     pub bitmaps: bool,
     pub skip_broken_bitmaps: bool,
-    pub shared: bool,
     pub rate: Option<u64>,
     pub parallel: u64,
     pub offload: bool,
@@ -67,14 +65,12 @@ pub struct Said {
     pub any_order: bool,
     pub progress: bool,
     pub quiet: bool,
-    objects: Objects,
 }
 
 impl Default for Said {
     fn default() -> Self {
         Self {
-            format: None,
-            image_opts: false,
+            image: ImageArgs::default(),
             snapshot: None,
             source_cache: None,
             target_format: None,
@@ -89,7 +85,6 @@ impl Default for Said {
             sparse: None,
             bitmaps: false,
             skip_broken_bitmaps: false,
-            shared: false,
             rate: None,
             parallel: 8,
             offload: false,
@@ -97,7 +92,6 @@ impl Default for Said {
             any_order: false,
             progress: false,
             quiet: false,
-            objects: Objects::default(),
         }
     }
 }
@@ -106,7 +100,6 @@ impl Said {
     /// An option.
     pub fn take(&mut self, program: &Program, key: Key, value: String) -> Result<()> {
         match key {
-            Key::Letter('f') => self.format = Some(value),
             Key::Letter('O') => self.target_format = Some(value),
             Key::Letter('B') => self.backing = Some(value),
             Key::Letter('F') => self.backing_format = Some(value),
@@ -124,18 +117,16 @@ impl Said {
                 self.parallel = number::argument("number of coroutines", &value, 1, 16).map_err(error)?;
             }
             Key::Letter('W') => self.any_order = true,
-            Key::Letter('U') => self.shared = true,
             Key::Letter('r') => {
                 self.rate = Some(size::argument("rate limit", &value, 0, size::MAX).map_err(error)?);
             }
-            Key::Word("object") => self.objects.add(&value)?,
-            Key::Word("image-opts" | "source-image-opts") => self.image_opts = true,
+            Key::Word("source-image-opts") => self.image.image_opts = true,
             Key::Word("target-image-opts") => self.target_image_opts = true,
             Key::Word("target-is-zero") => self.target_is_zero = true,
             Key::Word("bitmaps") => self.bitmaps = true,
             Key::Word("skip-broken-bitmaps") => self.skip_broken_bitmaps = true,
             Key::Word("salvage") => self.salvage = true,
-            _ => {}
+            _ => self.image.take(key, value)?,
         }
         Ok(())
     }
