@@ -382,6 +382,7 @@ fn qcow2_options(options: &Qcow2Options, size: u64) -> Result<CreateOptions> {
         extended_l2: options.extended_l2,
         compression: options.compression,
         backing,
+        stamp: None,
         data_file: options
             .data_file
             .as_ref()

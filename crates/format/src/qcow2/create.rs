@@ -4,6 +4,7 @@ use super::extension::{Extension, FeatureName};
 use super::feature::{Autoclear, Compatible, Incompatible};
 use super::header::{BackingName, ClusterBits, Compression, CryptMethod, Header, Version};
 use super::layout::Layout;
+use super::stamp::Stamp;
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -32,6 +33,8 @@ pub struct CreateOptions {
     pub compression: Compression,
     /// Name and format word of the backing image.
     pub backing: Option<(Vec<u8>, Vec<u8>)>,
+    /// What the image shall know of its backing image.
+    pub stamp: Option<Stamp>,
     /// Name of the external data file, and whether it must stay valid as a raw image.
     pub data_file: Option<(Vec<u8>, bool)>,
 }
@@ -48,6 +51,7 @@ impl CreateOptions {
             extended_l2: false,
             compression: Compression::Deflate,
             backing: None,
+            stamp: None,
             data_file: None,
         })
     }
@@ -209,6 +213,7 @@ fn empty_header(options: &CreateOptions) -> Result<Header> {
             .extensions
             .push(Extension::FeatureNames(FeatureName::all()));
     }
+    header.set_stamp(options.stamp.clone());
     // The name goes right behind the extensions.
     let end = header.encode()?.len();
     if let Some(backing) = &mut header.backing {

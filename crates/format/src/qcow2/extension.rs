@@ -1,6 +1,7 @@
 //! Header extensions: typed where they are known, kept word for word where they are not.
 
 use super::raw;
+use super::stamp::{self, Stamp};
 use crate::error::{Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -29,6 +30,8 @@ pub enum Extension {
     },
     /// The name of the external data file.
     DataFile(Vec<u8>),
+    /// What the image knows of its backing image: Catena's own, not of the specification.
+    Stamp(Box<Stamp>),
     /// Anything else, and known types whose data is not of the form the specification gives.
     Unknown {
         /// The extension type.
@@ -136,6 +139,7 @@ impl Extension {
                     length: u64::from_be_bytes(*length),
                 })
             }
+            stamp::KIND => Stamp::parse(data).map(|stamp| Self::Stamp(Box::new(stamp))),
             _ => None,
         }
     }
@@ -148,6 +152,7 @@ impl Extension {
             Self::Bitmaps(_) => BITMAPS,
             Self::CryptoHeader { .. } => CRYPTO_HEADER,
             Self::DataFile(_) => DATA_FILE,
+            Self::Stamp(_) => stamp::KIND,
             Self::Unknown { kind, .. } => *kind,
         }
     }
@@ -165,6 +170,7 @@ impl Extension {
             .as_bytes()
             .to_vec(),
             Self::CryptoHeader { offset, length } => [offset.to_be_bytes(), length.to_be_bytes()].concat(),
+            Self::Stamp(stamp) => stamp.encode(),
         }
     }
 

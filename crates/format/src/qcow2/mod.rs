@@ -4,6 +4,7 @@
 //! * [`Layout`]: how L1 and L2 entries are read and written, from the few header fields that decide it.
 //! * [`refcount`]: how refcounts are held.
 //! * [`snapshot`], [`bitmap`]: the tables of internal snapshots and persistent bitmaps.
+//! * [`stamp`]: what an overlay knows of its backing image, in an extension of Catena's own.
 //! * [`create`]: the bytes of a new image. [`rewrite`]: how a header changes without a moment of danger.
 
 pub mod bitmap;
@@ -17,6 +18,7 @@ mod raw;
 pub mod refcount;
 pub mod rewrite;
 pub mod snapshot;
+pub mod stamp;
 
 pub use bitmap::{Bitmap, BitmapCluster};
 pub use create::{CreateOptions, NewImage};
@@ -26,6 +28,7 @@ pub use header::{BackingName, ClusterBits, Compression, CryptMethod, Header, Ver
 pub use layout::{Cluster, L1Entry, Layout};
 pub use refcount::RefcountWidth;
 pub use snapshot::{Record as SnapshotRecord, Snapshot};
+pub use stamp::Stamp;
 
 use crate::bytes::Bytes;
 use crate::describe::{DataFile, Description, Encryption, RecordedReference};

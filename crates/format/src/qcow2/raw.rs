@@ -87,6 +87,34 @@ pub(super) struct BitmapsExtension {
     pub bitmap_directory_offset: U64,
 }
 
+/// Catena's stamp.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Stamp {
+    /// 1.
+    pub version: U32,
+    /// Bit 0: `view` is there.
+    pub flags: U32,
+    /// Bytes of the base's disk.
+    pub virtual_size: U64,
+    /// Bytes of its files.
+    pub file_length: U64,
+    /// Their last modification in nanoseconds since 1970, or 0.
+    pub modified: U64,
+    /// When the stamp was taken, in seconds since 1970.
+    pub taken: U64,
+    /// Of the recorded name and format.
+    pub reference: [u8; 8],
+    /// Of the base's format and geometry.
+    pub layout: [u8; 16],
+    /// Of its mapping tables.
+    pub tables: [u8; 16],
+    /// Of samples of its data.
+    pub content: [u8; 16],
+    /// Of all that it shows, or zeros.
+    pub view: [u8; 32],
+}
+
 /// An entry of the bitmap directory, before its extra data and name.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]

@@ -208,6 +208,7 @@ mod tests {
     use super::super::create::{CreateOptions, NewImage};
     use super::super::extension::FeatureName;
     use super::super::header::{BackingName, ClusterBits};
+    use super::super::stamp::Stamp;
     use super::*;
 
     /// Applies the plan, and after each write also every tearing of that write at sector boundaries.
@@ -303,6 +304,50 @@ mod tests {
                 assert_eq!(reference(&area), after);
                 let header = Header::read(&area).unwrap();
                 assert_eq!((header.header_length, header.l1_offset), (112, old.l1_offset));
+            }
+        }
+    }
+
+    #[test]
+    fn at_every_instant_a_stamp_is_whole_or_not_there_and_the_reference_stays() {
+        let stamp = |taken| Stamp {
+            virtual_size: 1 << 20,
+            file_length: 1 << 18,
+            modified: None,
+            taken,
+            reference: [1; 8],
+            layout: [2; 16],
+            tables: [3; 16],
+            content: [4; 16],
+            view: Some([5; 32]),
+        };
+        for (version, bits) in [
+            (Version::V2, 12),
+            (Version::V3, 9),
+            (Version::V3, 12),
+            (Version::V3, 16),
+        ] {
+            let longest = if bits == 9 { 200 } else { 1023 };
+            for len in [4, longest] {
+                let mut options = CreateOptions::new(1 << 20).unwrap();
+                options.version = version;
+                options.cluster_bits = ClusterBits::new(bits).unwrap();
+                options.backing = Some((vec![b'b'; len], b"qcow2".to_vec()));
+                let mut area = NewImage::lay_out(&options).unwrap().header.encode().unwrap();
+                area.resize(1 << bits, 0);
+                for next in [Some(stamp(1)), Some(stamp(2)), None, Some(stamp(3))] {
+                    let old = Header::read(&area).unwrap();
+                    let mut new = old.clone();
+                    new.set_stamp(next.clone());
+                    let writes = plan(&area, &old, &new).unwrap();
+                    for state in every_state(&area, &writes) {
+                        let header = Header::read(&state).unwrap();
+                        assert!(header.stamp() == old.stamp() || header.stamp() == next.as_ref());
+                        assert_eq!(reference(&state), reference(&area));
+                    }
+                    area = every_state(&area, &writes).pop().unwrap();
+                    assert_eq!(Header::read(&area).unwrap().stamp(), next.as_ref());
+                }
             }
         }
     }

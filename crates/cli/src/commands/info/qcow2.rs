@@ -176,6 +176,14 @@ fn field(extension: &Extension) -> Field {
             (Some("crypto header"), format!("{length} bytes at {offset:#x}"))
         }
         Extension::DataFile(name) => (Some("data file"), text(name)),
+        Extension::Stamp(stamp) => (
+            Some("stamp"),
+            format!(
+                "of a base of {} bytes, with the content {}",
+                stamp.file_length,
+                hex(&stamp.content)
+            ),
+        ),
         Extension::Unknown { data, .. } => {
             // Enough to recognise it by; all of it could be a whole cluster.
             let start = data.get(..32).unwrap_or(data);
