@@ -1,5 +1,6 @@
 //! Standard output: what is written there, and what it is.
 
+use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
@@ -7,6 +8,30 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 const DEFAULT_WIDTH: usize = 100;
 /// Narrower terminals are written as if they had this many columns.
 const MIN_WIDTH: usize = 40;
+
+/// `--output`: for whom it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Text to read
+    #[default]
+    Human,
+    /// JSON, as docs/json.md describes it
+    Json,
+}
+
+/// `--output` of what can be drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Drawing {
+    /// Drawn in the terminal
+    #[default]
+    Human,
+    /// All facts, as docs/json.md describes them
+    Json,
+    /// For Graphviz
+    Dot,
+    /// A picture, complete in itself
+    Svg,
+}
 
 /// Standard output: buffered, and without colours where they are not wanted.
 pub fn stdout() -> BufWriter<anstream::AutoStream<StdoutLock<'static>>> {

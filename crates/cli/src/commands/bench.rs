@@ -1,13 +1,12 @@
 //! `catena bench`: how fast a chain is read or written.
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::TargetArgs;
 use crate::text;
 use catena::ops::bench::{self, Request, Target, Write as Writing};
 use catena::{Error, ErrorKind};
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::Write;
 use std::process::ExitCode;
@@ -54,15 +53,6 @@ pub struct Args {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A sentence
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 #[derive(Debug, Serialize)]

@@ -3,12 +3,11 @@
 use super::change::ChangeArgs;
 use super::info::ShownBitmap;
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::{ImageArgs, parse_format};
 use crate::text;
 use catena::ops::bitmap::{self, Action, Request};
 use catena::{Format, Start};
-use clap::ValueEnum;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,15 +92,6 @@ struct Merge {
     /// That image's format; probed where it is not given
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format, requires = "from_image")]
     from_format: Option<Format>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table
-    #[default]
-    Human,
-    /// An array, as docs/json.md describes it
-    Json,
 }
 
 /// Does it.

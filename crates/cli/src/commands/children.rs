@@ -2,9 +2,8 @@
 
 use super::forest::{RelationArgs, named};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::text::printable;
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,15 +27,6 @@ pub struct Args {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A name a line
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 #[derive(Serialize)]

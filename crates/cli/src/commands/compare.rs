@@ -1,7 +1,7 @@
 //! `catena compare`: do two disks show their guests the same?
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::{PolicyArgs, parse_format};
 use crate::text;
@@ -9,7 +9,6 @@ use catena::open::Sharing;
 use catena::ops::Input;
 use catena::ops::compare::{self, Outcome};
 use catena::{Format, Start};
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,15 +59,6 @@ pub struct Args {
     output: Output,
     #[command(flatten)]
     policy: PolicyArgs,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A sentence
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 #[derive(Debug, Serialize)]

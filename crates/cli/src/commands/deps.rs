@@ -2,10 +2,9 @@
 
 use super::forest::{ForestArgs, named};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::text::printable;
 use catena::Forest;
-use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -33,15 +32,6 @@ pub struct Args {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A name a line
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 #[derive(Serialize)]

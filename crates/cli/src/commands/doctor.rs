@@ -4,13 +4,12 @@
 
 use super::facts::FindingFacts;
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::{parse_format, warn_probed};
 use crate::text;
 use anstyle::{AnsiColor, Style};
 use catena::doctor::{Code, Finding, Mend, Options, Report, Severity, User, mends, survey};
 use catena::{End, Format, Policy};
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -73,15 +72,6 @@ pub struct Args {
     /// Accepted because other verbs have it: to look takes no locks, so images in use are examined anyway
     #[arg(short = 'U', long, conflicts_with = "fix")]
     force_share: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Text to read
-    #[default]
-    Human,
-    /// One object; docs/json.md describes it
-    Json,
 }
 
 fn parse_user(text: &str) -> Result<User, String> {

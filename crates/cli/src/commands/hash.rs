@@ -1,7 +1,7 @@
 //! `catena hash`: a digest of what the guest sees.
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::{TargetArgs, warn_probed};
 use catena::ops::hash::{Digests, Request, hash};
@@ -49,15 +49,6 @@ pub struct Args {
 enum Algorithm {
     Blake3,
     Sha256,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line for each digest: its name, a colon, and the hexadecimal digits
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 #[derive(Debug, Serialize)]

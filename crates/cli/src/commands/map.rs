@@ -3,14 +3,13 @@
 //! Metadata alone is read, and every line is written as soon as it is known.
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::{TargetArgs, warn_probed};
 use crate::text;
 use anstyle::{AnsiColor, Style};
 use catena::detect::quoted;
 use catena::{Chain, Error, ErrorKind, Extent, ExtentKind, Extents, GuestOffset, HostOffset};
 use catena_engine::FileRole;
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -41,15 +40,6 @@ pub struct Args {
     /// How many bytes to look at; all where it is not given
     #[arg(short = 'l', long, value_name = "BYTES", value_parser = text::parse_size)]
     max_length: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table
-    #[default]
-    Human,
-    /// One object for each extent, a superset of qemu-img's
-    Json,
 }
 
 /// A line of the map.

@@ -2,7 +2,7 @@
 
 use super::options::{NewFormat, NewOptions, OptionArgs, usage};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::{PolicyArgs, parse_format, warn_probed};
 use crate::text;
 use catena::open::Sharing;
@@ -10,7 +10,6 @@ use catena::ops::create::Kind as NewKind;
 use catena::ops::measure::{self, Kind, Sizes};
 use catena::{Disk, Format, Stack, Start, detect};
 use catena_format::qcow2::{Bitmap, ClusterBits};
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -53,15 +52,6 @@ pub struct Args {
     output: Output,
     #[command(flatten)]
     policy: PolicyArgs,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line for each size
-    #[default]
-    Human,
-    /// An object with the fields of 'qemu-img measure'
-    Json,
 }
 
 #[derive(Debug, Serialize)]

@@ -3,14 +3,13 @@
 use super::change::{ChangeArgs, ChildrenArgs};
 use super::info::{ShownSnapshot, snapshot_rows};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::{ImageArgs, TargetArgs};
 use catena::open::Sharing;
 use catena::ops::OtherChildren;
 use catena::ops::snapshot::{self, Action, Request};
 use catena::{Error, ErrorKind};
 use catena_format::qcow2::Snapshot;
-use clap::ValueEnum;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -83,15 +82,6 @@ struct Delete {
     snapshot: String,
     #[command(flatten)]
     change: ChangeArgs,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table
-    #[default]
-    Human,
-    /// An array, as docs/json.md describes it
-    Json,
 }
 
 /// Does it.

@@ -2,7 +2,7 @@
 
 use super::forest::{RelationArgs, named};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::text::{count, printable, size};
 use anstyle::{AnsiColor, Style};
 use catena::Forest;
@@ -45,15 +45,6 @@ enum What {
     Delete,
     Move,
     Write,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Sentences
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 #[derive(Debug, Serialize)]

@@ -4,7 +4,7 @@ mod chain;
 
 use super::change::{ChangeArgs, ChildrenArgs, stopped};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::ImageArgs;
 use crate::text;
 use anstyle::{AnsiColor, Style};
@@ -85,15 +85,6 @@ enum What {
     Leaks,
     /// Everything
     All,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// The findings, a line each, and what they amount to
-    #[default]
-    Human,
-    /// An object with the fields of 'qemu-img check', and more
-    Json,
 }
 
 /// The object; what `qemu-img check` leaves out is left out.

@@ -5,10 +5,9 @@ mod qcow2;
 mod text;
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::parse_format;
 use catena::{Chain, End, Error, ErrorKind, Format, Policy, Start, detect};
-use clap::ValueEnum;
 use model::Image;
 pub use qcow2::{ShownBitmap, ShownSnapshot};
 use std::io::Write;
@@ -35,15 +34,6 @@ pub struct Args {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Lines to read
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 /// Says all that the image's metadata says.

@@ -1,10 +1,10 @@
 //! `catena show --domain`: the chains of a domain's disks, as XML and the images' headers make them together.
 
 use super::model::Shown;
-use super::{Args, Output, dot, look, svg, tree};
+use super::{Args, dot, look, svg, tree};
 use crate::domain::{self, Definition};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Drawing};
 use crate::text::printable;
 use catena::chain::End;
 use catena::{Error, ErrorKind, Policy, Start, detect};
@@ -99,14 +99,14 @@ pub fn run(args: &Args, name: &str) -> Result<ExitCode, CommandError> {
     };
     let mut out = output::stdout();
     match args.output {
-        Output::Human => draw(args, &shown, &mut out)?,
-        Output::Json => output::json(&shown, &mut out)?,
-        Output::Dot | Output::Svg => match shown.disks.as_slice() {
+        Drawing::Human => draw(args, &shown, &mut out)?,
+        Drawing::Json => output::json(&shown, &mut out)?,
+        Drawing::Dot | Drawing::Svg => match shown.disks.as_slice() {
             [
                 ShownDisk {
                     chain: Some(chain), ..
                 },
-            ] if args.output == Output::Dot => dot::draw(chain, &mut out)?,
+            ] if args.output == Drawing::Dot => dot::draw(chain, &mut out)?,
             [
                 ShownDisk {
                     chain: Some(chain), ..

@@ -7,10 +7,9 @@ mod svg;
 mod tree;
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Drawing};
 use crate::target::{PolicyArgs, parse_format};
 use catena::{Format, Start, detect};
-use clap::ValueEnum;
 use model::Shown;
 use std::io::Write;
 use std::path::PathBuf;
@@ -68,26 +67,13 @@ pub struct Args {
     _force_share: bool,
     /// How to show it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
-    output: Output,
+    output: Drawing,
     /// Draw all layers of a deep chain, also on a terminal
     #[arg(long)]
     all: bool,
     /// Draw with ASCII characters alone
     #[arg(long)]
     ascii: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Drawn in the terminal
-    #[default]
-    Human,
-    /// All facts, as docs/json.md describes them
-    Json,
-    /// For Graphviz
-    Dot,
-    /// A picture, complete in itself
-    Svg,
 }
 
 /// Shows the chain.
@@ -101,10 +87,10 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let shown = Shown::of(&chain, &policy, target);
     let mut out = output::stdout();
     match args.output {
-        Output::Human => tree::draw(&shown, look(args, shown.layers.len()), &mut out)?,
-        Output::Json => output::json(&shown, &mut out)?,
-        Output::Dot => dot::draw(&shown, &mut out)?,
-        Output::Svg => svg::draw(&shown, &mut out)?,
+        Drawing::Human => tree::draw(&shown, look(args, shown.layers.len()), &mut out)?,
+        Drawing::Json => output::json(&shown, &mut out)?,
+        Drawing::Dot => dot::draw(&shown, &mut out)?,
+        Drawing::Svg => svg::draw(&shown, &mut out)?,
     }
     out.flush()?;
     Ok(if shown.is_wrong() {

@@ -8,8 +8,7 @@ mod svg;
 
 use crate::commands::forest::ForestArgs;
 use crate::error::CommandError;
-use crate::output;
-use clap::ValueEnum;
+use crate::output::{self, Drawing};
 use model::Shown;
 use std::io::Write;
 use std::path::PathBuf;
@@ -52,23 +51,10 @@ pub struct Args {
     no_index: bool,
     /// How to show it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
-    output: Output,
+    output: Drawing,
     /// Draw with ASCII characters alone
     #[arg(long)]
     ascii: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// Drawn in the terminal
-    #[default]
-    Human,
-    /// All facts, as docs/json.md describes them
-    Json,
-    /// For Graphviz
-    Dot,
-    /// A picture, complete in itself
-    Svg,
 }
 
 /// Shows the forest.
@@ -81,10 +67,10 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let shown = Shown::of(&forest, args.all);
     let mut out = output::stdout();
     match args.output {
-        Output::Human => drawing::draw(&shown, !args.ascii && output::is_unicode(), &mut out)?,
-        Output::Json => output::json(&shown, &mut out)?,
-        Output::Dot => dot::draw(&shown, &mut out)?,
-        Output::Svg => svg::draw(&shown, &mut out)?,
+        Drawing::Human => drawing::draw(&shown, !args.ascii && output::is_unicode(), &mut out)?,
+        Drawing::Json => output::json(&shown, &mut out)?,
+        Drawing::Dot => dot::draw(&shown, &mut out)?,
+        Drawing::Svg => svg::draw(&shown, &mut out)?,
     }
     out.flush()?;
     Ok(if shown.is_wrong() {
