@@ -24,6 +24,7 @@ pub mod limits;
 pub mod luks;
 pub mod name;
 pub mod parallels;
+pub mod partitions;
 pub mod qcow;
 pub mod qcow2;
 pub mod qed;

@@ -126,3 +126,9 @@ pub const VHDX_VIRTUAL_SIZE: u64 = 64 << 40;
 
 /// Longest VHDX parent locator in bytes: that of any metadata item (\[MS-VHDX\] 2.6.1.2).
 pub const VHDX_LOCATOR_BYTES: u32 = 1 << 20;
+
+/// Most entries that are read of a GPT. Systems make 128.
+pub const GPT_ENTRIES: u32 = 1024;
+
+/// Most logical partitions that are read. Linux reads 256 of a disk, each of which takes a read.
+pub const MBR_LOGICAL_PARTITIONS: u32 = 128;
