@@ -17,6 +17,7 @@ pub mod compare;
 pub mod convert;
 pub mod copy;
 pub mod create;
+pub mod diff;
 pub mod fork;
 pub mod hash;
 pub mod input;

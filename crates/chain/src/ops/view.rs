@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that are compared at once: little enough for both sides to stay in a processor's cache.
-const PIECE: u64 = 256 << 10;
+pub(super) const PIECE: u64 = 256 << 10;
 
 /// An open disk that remembers which file each extent is in, where that is known.
 #[derive(Clone)]
@@ -283,7 +283,33 @@ pub fn first_difference_within(
     end: u64,
     observer: &dyn Observer,
 ) -> Result<Option<GuestOffset>> {
-    let pair = Pair { a, b };
+    let found = Mutex::new(None);
+    side_by_side(
+        Pair { a, b },
+        end,
+        observer,
+        |_, a, b, differ| *differ = first_mismatch(a, b),
+        |piece, differ| {
+            let Some(differ) = *differ else {
+                return Ok(Next::Go);
+            };
+            let at = piece.offset().plus(differ as u64);
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+            Ok(Next::Stop)
+        },
+    )?;
+    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Reads what two views' maps do not settle, by several threads, and delivers what `compare` makes of each piece in order. A
+/// shorter view is zeros behind its end.
+pub(super) fn side_by_side<R: Default + Send>(
+    pair: Pair<'_>,
+    end: u64,
+    observer: &dyn Observer,
+    compare: impl Fn(&Piece, &[u8], &[u8], &mut R) + Sync,
+    deliver: impl Fn(&Piece, &mut R) -> Result<Next> + Sync,
+) -> Result<()> {
     let line = Line {
         threads: processors().min(4),
         in_order: true,
@@ -298,36 +324,29 @@ pub fn first_difference_within(
         };
         Ok(Piece { what, ..stretch })
     });
-    let found = Mutex::new(None);
     let reached = AtomicU64::new(0);
     line.run(
         Pieces::new(stretches, end, 1).of_at_most(PIECE),
-        |piece, buffers: &mut Compared| {
-            pair.read(piece, &mut buffers.a, &mut buffers.b)?;
-            buffers.differ = first_mismatch(&buffers.a, &buffers.b);
+        |piece, compared: &mut Compared<R>| {
+            pair.read(piece, &mut compared.a, &mut compared.b)?;
+            compare(piece, &compared.a, &compared.b, &mut compared.found);
             Ok(())
         },
-        |piece, buffers| {
+        |piece, compared| {
             observer.progress(
                 reached.fetch_max(piece.end, Ordering::Relaxed).max(piece.end),
                 end,
             );
-            let Some(differ) = buffers.differ else {
-                return Ok(Next::Go);
-            };
-            let at = piece.offset().plus(differ as u64);
-            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
-            Ok(Next::Stop)
+            deliver(piece, &mut compared.found)
         },
-    )?;
-    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    )
 }
 
 #[derive(Default)]
-struct Compared {
+struct Compared<R> {
     a: AlignedBytes,
     b: AlignedBytes,
-    differ: Option<usize>,
+    found: R,
 }
 
 /// The index of the first byte that differs.

@@ -14,6 +14,7 @@ pub mod convert;
 pub mod create;
 pub mod dd;
 pub mod deps;
+pub mod diff;
 pub mod doctor;
 mod facts;
 pub mod flatten;
@@ -81,6 +82,8 @@ pub enum Command {
     Relink(relink::Args),
     /// Tell whether two disks show their guests the same
     Compare(compare::Args),
+    /// Tell where two disks show their guests something else
+    Diff(diff::Args),
     /// Tell how large a new image would become
     Measure(measure::Args),
     /// Find what is wrong inside an image, and repair it
@@ -137,6 +140,7 @@ impl Command {
             Self::Rebase(args) => rebase::run(args),
             Self::Relink(args) => relink::run(args),
             Self::Compare(args) => compare::run(args),
+            Self::Diff(args) => diff::run(args),
             Self::Measure(args) => measure::run(args),
             Self::Check(args) => check::run(args),
             Self::Resize(args) => resize::run(args),

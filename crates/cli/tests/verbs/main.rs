@@ -6,6 +6,7 @@ mod chains;
 mod common;
 mod copies;
 mod cut_off;
+mod diffs;
 mod forests;
 mod insides;
 mod questions;
