@@ -316,8 +316,8 @@ mod tests {
         disk[sector * 512 + 510..sector * 512 + 512].copy_from_slice(&[0x55, 0xaa]);
     }
 
-    fn places(disk: &Vec<u8>) -> Vec<(u32, u64, u64)> {
-        let table = read(disk).unwrap();
+    fn places(disk: &[u8]) -> Vec<(u32, u64, u64)> {
+        let table = read(&disk.to_vec()).unwrap();
         let partitions = table.map(|table| table.partitions).unwrap_or_default();
         partitions
             .iter()
