@@ -1,7 +1,7 @@
 //! `catena diff`: where two disks show their guests something else.
 
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::{PolicyArgs, parse_format};
 use crate::text;
@@ -11,7 +11,6 @@ use catena::ops::diff::{self, Content, Diff, Difference, Request};
 use catena::ops::{Input, LayerChoice};
 use catena::{Error, ErrorKind, Format, Policy, Start};
 use catena_format::partitions::{Partition, Table};
-use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -78,15 +77,6 @@ pub struct Args {
     output: Output,
     #[command(flatten)]
     policy: PolicyArgs,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
 }
 
 /// Compares.
