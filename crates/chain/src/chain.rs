@@ -43,7 +43,7 @@ pub struct Layer {
 }
 
 /// What an image records about another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Link {
     /// The string, as recorded.
     pub text: String,

@@ -42,7 +42,8 @@ pub struct Request {
 }
 
 /// What becomes of committed layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum After {
     /// The highest one is emptied and stands on the base; those between, which would show something else, stay as they are.
     #[default]

@@ -29,6 +29,7 @@ mod pieces;
 pub mod rebase;
 pub mod relink;
 pub mod resize;
+pub mod script;
 pub mod snapshot;
 pub mod stream;
 mod unsynced;

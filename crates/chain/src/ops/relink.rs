@@ -218,7 +218,7 @@ pub(super) fn set_backing(file: &dyn Storage, backing: Option<&NewBacking>) -> R
     write_each(file, &rewrite::plan(&area, &header, &changed(&header, backing)?)?)
 }
 
-fn write_each(file: &dyn Storage, writes: &[Write]) -> Result<()> {
+pub(super) fn write_each(file: &dyn Storage, writes: &[Write]) -> Result<()> {
     for (offset, bytes) in writes {
         file.write_all_at(bytes, *offset)?;
         file.flush()?;
@@ -469,7 +469,7 @@ fn is_well_placed(header: &Header) -> bool {
 }
 
 /// The first cluster, zeros where the file is shorter.
-fn read_area(file: &dyn Storage, len: usize) -> Result<Vec<u8>> {
+pub(super) fn read_area(file: &dyn Storage, len: usize) -> Result<Vec<u8>> {
     let mut area = vec![0; len];
     file.read_at(&mut area, 0)?;
     Ok(area)

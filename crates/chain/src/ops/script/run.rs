@@ -1,0 +1,443 @@
+//! A script on its way: its steps made, or taken back.
+//!
+//! Before and after every change the observer is asked whether to go on. Wherever it says no, and wherever the process is
+//! killed, what is there is something that both directions start from.
+
+use super::super::children::OtherChildren;
+use super::super::choice::LayerChoice;
+use super::super::commit;
+use super::super::copy::Moving;
+use super::super::observer::{Observer, Silent};
+use super::super::stream;
+use super::files::{self, FileId, Seen, another};
+use super::journal::{Copied, Journal};
+use super::recorded::Recorded;
+use super::{Step, copy};
+use crate::detect::Start;
+use crate::open::in_use;
+use crate::policy::Policy;
+use catena_engine::{Error, ErrorKind, Result};
+use catena_format::Format;
+use catena_storage::{LocalFile, LockMode, OpenOptions};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A script being performed or taken back.
+pub(super) struct Run<'a> {
+    journal: Journal,
+    policy: &'a Policy,
+    observer: &'a dyn Observer,
+    /// The numbers of the copies, by what is copied.
+    copies: HashMap<PathBuf, usize>,
+    /// What was copied, locked against writers until it is deleted.
+    locked: HashMap<usize, LocalFile>,
+}
+
+/// A copy: what, where to, which file that is, and what it records.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    number: usize,
+    from: &'a Path,
+    to: &'a Path,
+    file: FileId,
+    records: Option<&'a Recorded>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(journal: Journal, policy: &'a Policy, observer: &'a dyn Observer) -> Self {
+        let steps = journal.script().steps.iter().enumerate();
+        let copies = steps
+            .filter_map(|(number, step)| match step {
+                Step::Copy { from, .. } => Some((from.clone(), number)),
+                _ => None,
+            })
+            .collect();
+        Self {
+            journal,
+            policy,
+            observer,
+            copies,
+            locked: HashMap::new(),
+        }
+    }
+
+    /// Makes the steps that are not made yet. Where that fails before anything was done, nothing is left; else the error says how to go on.
+    pub fn finish_or_say_how(&mut self) -> Result<()> {
+        let Err(error) = self.finish() else {
+            return Ok(());
+        };
+        if self.journal.done() == 0 {
+            // Whoever stopped it wants this, too.
+            self.observer = &Silent;
+            if self.take_back().is_ok() {
+                return Err(error);
+            }
+        }
+        let how = self.journal.how_to_go_on();
+        Err(match error.hint().map(str::to_owned) {
+            Some(hint) => error.with_hint(format!("{hint}; then {how}")),
+            None => error.with_hint(how),
+        })
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let steps = self.journal.script().steps.clone();
+        self.renew_copies(&steps)?;
+        for (number, step) in steps.iter().enumerate().skip(self.journal.done()) {
+            self.observer.check()?;
+            self.make(number, step)?;
+            self.observer.check()?;
+            self.journal.set_done(number + 1)?;
+        }
+        self.observer.check()?;
+        self.journal.remove()
+    }
+
+    /// Takes back what was done, the last of it first.
+    pub fn take_back(&mut self) -> Result<()> {
+        let steps = self.journal.script().steps.clone();
+        let done = self.journal.done();
+        if let Some(step) = steps.iter().take(done).find(|step| step.is_final()) {
+            return Err(cannot_take_back(step));
+        }
+        // The step that comes next may have been made too, and not be noted yet.
+        for (number, step) in steps.iter().enumerate().take(done + 1).rev() {
+            self.observer.check()?;
+            self.undo(number, step)?;
+            self.observer.check()?;
+            self.journal.set_done(number)?;
+        }
+        self.journal.remove()
+    }
+
+    fn make(&mut self, number: usize, step: &Step) -> Result<()> {
+        match step {
+            Step::Folder { path, like } => files::make_folder(path, like.as_deref()),
+            Step::RemoveFolder { path } => files::remove_folder(path),
+            Step::Link { from, to, file } => match FileId::find(to)? {
+                Some(found) if found == *file => Ok(()),
+                _ => {
+                    expect(from, *file)?;
+                    files::link(from, to)?;
+                    expect(to, *file)
+                }
+            },
+            Step::Symlink { path, target } => match std::fs::read_link(path) {
+                Ok(found) if found == *target => Ok(()),
+                _ => files::symlink(path, target),
+            },
+            Step::Copy {
+                from,
+                to,
+                file,
+                records,
+            } => self.copy(Wanted {
+                number,
+                from,
+                to,
+                file: *file,
+                records: records.as_ref(),
+            }),
+            Step::Rename { from, to, file } => rename(from, to, *file),
+            Step::Relink { image, from, to } => relink(image, from, to),
+            Step::Stream { image, base } => self.stream(image, base.as_deref()),
+            Step::Commit {
+                image,
+                top,
+                base,
+                after,
+            } => {
+                let plan = self.commit(image, top, base, *after)?;
+                self.journal.set_begun(number)?;
+                plan.execute(self.observer)
+            }
+            Step::Replace { file, from, to } => self.replace(number, file, from, to),
+            Step::Delete { path, file, kept } => self.delete(path, *file, kept.as_deref()),
+        }
+    }
+
+    fn undo(&mut self, number: usize, step: &Step) -> Result<()> {
+        let may_be_unmade = number >= self.journal.done();
+        match step {
+            Step::Folder { path, .. } => files::remove_folder(path),
+            Step::RemoveFolder { path } => files::make_folder(path, None),
+            Step::Link { from, to, file } => {
+                if FileId::find(to)? == Some(*file) {
+                    expect(from, *file)?;
+                    files::remove(to)?;
+                }
+                Ok(())
+            }
+            Step::Symlink { path, target } => match std::fs::read_link(path) {
+                Ok(found) if found == *target => files::remove(path),
+                _ => Ok(()),
+            },
+            Step::Copy { from, to, file, .. } => {
+                files::remove(&files::part_of(to, self.journal.id(), number))?;
+                let (Some(Copied { copy, .. }), Some(there)) = (self.journal.copied(number), Seen::find(to)?)
+                else {
+                    return Ok(());
+                };
+                if there.file != copy.file {
+                    return Ok(());
+                }
+                expect(from, *file)?;
+                if there != copy {
+                    return Err(written_since(to).with_hint(format!(
+                        "to take it back would lose that; 'catena resume' without --undo keeps it; to lose it, delete '{}' first",
+                        to.display()
+                    )));
+                }
+                files::remove(to)
+            }
+            Step::Rename { from, to, file } => match FileId::find(to)? {
+                Some(found) if found == *file => files::rename_new(to, from),
+                _ => Ok(()),
+            },
+            Step::Relink { image, from, to } => {
+                // Without a lock: what was never made is not undone, and whoever uses the image may go on.
+                let file = LocalFile::open(image, &OpenOptions::new().lock(LockMode::None))?;
+                let now = Recorded::read(&file).map_err(|error| error.with_path(image))?;
+                if now == *from || (may_be_unmade && now != *to) {
+                    return Ok(());
+                }
+                relink(image, to, from)
+            }
+            // It shows what it did, and holds more of it itself.
+            Step::Stream { .. } => Ok(()),
+            Step::Replace { file, from, to } => match self.replace(number, file, to, from) {
+                Err(error) if may_be_unmade && error.kind() == ErrorKind::Conflict => Ok(()),
+                result => result,
+            },
+            Step::Commit { .. } if self.journal.has_begun(number) => Err(cannot_take_back(step)),
+            Step::Commit { .. } => Ok(()),
+            Step::Delete { path, file, .. } => match FileId::find(path)? {
+                Some(found) if found == *file => Ok(()),
+                _ => Err(cannot_take_back(step)),
+            },
+        }
+    }
+
+    fn stream(&self, image: &Path, base: Option<&Path>) -> Result<()> {
+        let request = stream::Request {
+            start: Start::at(image, Some(Format::Qcow2)),
+            base: base.map(|base| LayerChoice::Path(base.to_owned())),
+            moving: Moving::default(),
+            compressed: false,
+        };
+        stream::plan(&request, self.policy)?.execute(self.observer)
+    }
+
+    fn commit(&self, image: &Path, top: &Path, base: &Path, after: commit::After) -> Result<commit::Plan> {
+        let request = commit::Request {
+            start: Start::at(image, Some(Format::Qcow2)),
+            top: LayerChoice::Path(top.to_owned()),
+            base: Some(LayerChoice::Path(base.to_owned())),
+            after,
+            children: OtherChildren::default(),
+            moving: Moving::default(),
+        };
+        commit::plan(&request, self.policy)
+    }
+
+    fn copy(&mut self, wanted: Wanted<'_>) -> Result<()> {
+        match (FileId::find(wanted.to)?, self.journal.copied(wanted.number)) {
+            (None, _) => self.copy_anew(wanted, false),
+            (Some(there), Some(copied)) if copied.copy.file == there => self.settle_copy(wanted, copied),
+            (Some(_), _) => Err(files::failed(rustix::io::Errno::EXIST, "create", wanted.to)),
+        }
+    }
+
+    /// Copies again what was written since it was copied, as long as the copy was not; and locks what is copied.
+    fn renew_copies(&mut self, steps: &[Step]) -> Result<()> {
+        for (number, step) in steps.iter().enumerate().take(self.journal.done()) {
+            if let Step::Copy {
+                from,
+                to,
+                file,
+                records,
+            } = step
+                && let Some(copied) = self.journal.copied(number)
+                && FileId::find(from)? == Some(*file)
+            {
+                let wanted = Wanted {
+                    number,
+                    from,
+                    to,
+                    file: *file,
+                    records: records.as_ref(),
+                };
+                self.settle_copy(wanted, copied)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_copy(&mut self, wanted: Wanted<'_>, copied: Copied) -> Result<()> {
+        let Wanted { from, to, .. } = wanted;
+        self.lock(wanted)?;
+        let is_written = Seen::of(from)? != copied.of;
+        match Seen::find(to)? {
+            None => self.copy_anew(wanted, false),
+            Some(there) if there.file != copied.copy.file => Err(another(to)),
+            Some(there) if there == copied.copy && is_written => self.copy_anew(wanted, true),
+            Some(there) if there != copied.copy && is_written => {
+                let message = format!("both it and its copy '{}' were written since", to.display());
+                Err(Error::new(ErrorKind::Conflict, message)
+                    .with_path(from)
+                    .with_hint("nobody but you knows which one counts: delete the other one"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn lock(&mut self, wanted: Wanted<'_>) -> Result<LocalFile> {
+        if let Some(file) = self.locked.get(&wanted.number) {
+            return Ok(file.clone());
+        }
+        let file = LocalFile::open(wanted.from, &OpenOptions::new().lock(LockMode::Read))
+            .map_err(|error| in_use(error.into(), "stop it first: what somebody writes is not copied"))?;
+        if Seen::of_open(file.opened()?, wanted.from)?.file != wanted.file {
+            return Err(another(wanted.from));
+        }
+        self.locked.insert(wanted.number, file.clone());
+        Ok(file)
+    }
+
+    fn copy_anew(&mut self, wanted: Wanted<'_>, over: bool) -> Result<()> {
+        let Wanted { number, from, to, .. } = wanted;
+        let source = self.lock(wanted)?;
+        let mark = self.journal.id().to_owned();
+        let (part, of, copy) =
+            copy::write_part(&source, from, to, wanted.records, (&mark, number), self.observer)?;
+        // Which file it is must be known before it has a name by which it could be taken for another one.
+        self.journal.set_copied(number, of, copy)?;
+        self.observer.check()?;
+        if over {
+            files::rename_over(&part, to)
+        } else {
+            files::rename_new(&part, to)
+        }
+    }
+
+    fn replace(&self, number: usize, path: &Path, from: &str, to: &str) -> Result<()> {
+        let cannot = |error, what| Error::from(catena_storage::Error::from_io(error, what).with_path(path));
+        let part = files::part_of(path, self.journal.id(), number);
+        files::remove(&part)?;
+        let old = File::open(path).map_err(|error| cannot(error, "open"))?;
+        let text = std::fs::read(path).map_err(|error| cannot(error, "read"))?;
+        if text == to.as_bytes() {
+            return Ok(());
+        }
+        if text != from.as_bytes() {
+            return Err(
+                Error::new(ErrorKind::Conflict, "somebody else has changed it meanwhile").with_path(path),
+            );
+        }
+        // Nobody else may look into it before it has its owner and mode.
+        let mut options = std::fs::OpenOptions::new();
+        let options = options.write(true).create_new(true).mode(0o600);
+        let mut new = options
+            .open(&part)
+            .map_err(|error| cannot(error, "create beside"))?;
+        new.write_all(to.as_bytes())
+            .map_err(|error| cannot(error, "write to"))?;
+        copy::keep_attributes(&old, &new).map_err(|error| files::failed(error, "write to", path))?;
+        new.sync_all().map_err(|error| cannot(error, "flush"))?;
+        self.observer.check()?;
+        files::rename_over(&part, path)
+    }
+
+    fn delete(&mut self, path: &Path, file: FileId, kept: Option<&Path>) -> Result<()> {
+        match FileId::find(path)? {
+            None => return Ok(()),
+            Some(found) if found == file => {}
+            Some(_) => return Err(another(path)),
+        }
+        match kept {
+            Some(kept) => self.check_kept(path, file, kept)?,
+            None if files::is_regular(path) => {
+                let options = OpenOptions::new().lock(LockMode::Write);
+                LocalFile::open(path, &options)
+                    .map_err(|error| in_use(error.into(), "stop it first: an image in use is not deleted"))?;
+            }
+            None => {}
+        }
+        files::remove(path)?;
+        if let Some(number) = self.copies.get(path) {
+            self.locked.remove(number);
+        }
+        Ok(())
+    }
+
+    /// Whether a file is to be found elsewhere, as it is now.
+    fn check_kept(&self, path: &Path, file: FileId, kept: &Path) -> Result<()> {
+        let there = FileId::find(kept)?;
+        if there == Some(file) {
+            return Ok(());
+        }
+        let copied = self
+            .copies
+            .get(path)
+            .and_then(|number| self.journal.copied(*number));
+        let Some(copied) = copied.filter(|copied| there == Some(copied.copy.file)) else {
+            let message = format!("it is not at '{}', where it should be by now", kept.display());
+            return Err(Error::new(ErrorKind::Conflict, message).with_path(path));
+        };
+        if Seen::of(path)? == copied.of {
+            Ok(())
+        } else {
+            Err(written_since(path))
+        }
+    }
+}
+
+fn cannot_take_back(step: &Step) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("what was done cannot be taken back: {step}"),
+    )
+    .with_hint("'catena resume' without --undo finishes it")
+}
+
+fn written_since(path: &Path) -> Error {
+    Error::new(ErrorKind::Conflict, "it was written since it was copied").with_path(path)
+}
+
+fn expect(path: &Path, file: FileId) -> Result<()> {
+    if FileId::of(path)? == file {
+        Ok(())
+    } else {
+        Err(another(path))
+    }
+}
+
+fn rename(from: &Path, to: &Path, file: FileId) -> Result<()> {
+    if FileId::find(to)? == Some(file) && FileId::find(from)? != Some(file) {
+        return Ok(());
+    }
+    expect(from, file)?;
+    files::rename_new(from, to)
+}
+
+/// Changes what an image records, under a lock that excludes every other user.
+fn relink(image: &Path, from: &Recorded, to: &Recorded) -> Result<()> {
+    let options = OpenOptions::new().write(true).lock(LockMode::Write);
+    let file = LocalFile::open(image, &options)
+        .map_err(|error| in_use(error.into(), "stop it first: an image in use is not written"))?;
+    let now = Recorded::read(&file).map_err(|error| error.with_path(image))?;
+    if now == *to {
+        return Ok(());
+    }
+    if now != *from {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("somebody else has changed what it records: {now}"),
+        )
+        .with_path(image));
+    }
+    to.write(&file).map_err(|error| error.with_path(image))
+}

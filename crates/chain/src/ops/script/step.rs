@@ -1,0 +1,193 @@
+//! The steps of a script: what one thing is done to one file.
+//!
+//! A step says what it expects to find and what it leaves, so that it can tell whether it is done already, and refuses what is
+//! neither. Every path is absolute.
+
+use super::super::commit::After;
+use super::files::FileId;
+use super::recorded::Recorded;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// One step of a script.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// A new folder, of the mode and owner of `like`.
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// The folder whose mode and owner it gets; those of any new folder where `None`.
+        like: Option<PathBuf>,
+    },
+    /// A folder goes, which is empty by now.
+    RemoveFolder {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Another name for a file, on the same file system.
+    Link {
+        /// A name it has.
+        from: PathBuf,
+        /// The new one.
+        to: PathBuf,
+        /// The file.
+        file: FileId,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where.
+        path: PathBuf,
+        /// What it leads to, as it is written in it.
+        target: PathBuf,
+    },
+    /// A copy of a file, with its mode, owner, times and attributes, as sparse as the file is. Nobody may write the file from then on until it is
+    /// deleted, or the script ends.
+    Copy {
+        /// The file.
+        from: PathBuf,
+        /// The new one.
+        to: PathBuf,
+        /// The file again.
+        file: FileId,
+        /// What the copy records instead of what the file does, before it has its name.
+        records: Option<Recorded>,
+    },
+    /// A new name for a file, instead of the old one, on the same file system.
+    Rename {
+        /// The old name.
+        from: PathBuf,
+        /// The new one, which nothing has.
+        to: PathBuf,
+        /// The file.
+        file: FileId,
+    },
+    /// What a qcow2 image records about its backing image and data file. Its guest's view stays: whoever writes the script knows.
+    Relink {
+        /// The image.
+        image: PathBuf,
+        /// What it records.
+        from: Recorded,
+        /// What it shall record.
+        to: Recorded,
+    },
+    /// What lower layers hold is pulled up into a qcow2 image: [`super::super::stream`].
+    Stream {
+        /// The image.
+        image: PathBuf,
+        /// The layer it stands on afterwards; none where `None`.
+        base: Option<PathBuf>,
+    },
+    /// What layers hold is written into a layer below them: [`super::super::commit`]. It cannot be taken back.
+    Commit {
+        /// The active image of the chain.
+        image: PathBuf,
+        /// The highest layer that is committed.
+        top: PathBuf,
+        /// The layer that is written.
+        base: PathBuf,
+        /// What becomes of the committed layers.
+        after: After,
+    },
+    /// A text file gets another text, at once and whole; mode and owner stay.
+    Replace {
+        /// The file.
+        file: PathBuf,
+        /// The text it has.
+        from: String,
+        /// The text it shall have.
+        to: String,
+    },
+    /// A name goes, and the file with its last name. It cannot be taken back.
+    Delete {
+        /// The name.
+        path: PathBuf,
+        /// The file.
+        file: FileId,
+        /// Where the file is to be found by then: another name of it, or the copy that this script made. What stands nowhere else is deleted only
+        /// while nobody uses it.
+        kept: Option<PathBuf>,
+    },
+}
+
+impl Step {
+    /// Whether it cannot be taken back once it is begun.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Commit { .. } | Self::Delete { .. })
+    }
+
+    /// The paths that it is about.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let (one, two, three) = match self {
+            Self::Folder { path, .. } | Self::RemoveFolder { path } | Self::Symlink { path, .. } => {
+                (path, None, None)
+            }
+            Self::Link { from, to, .. } | Self::Copy { from, to, .. } | Self::Rename { from, to, .. } => {
+                (from, Some(to), None)
+            }
+            Self::Relink { image, .. } => (image, None, None),
+            Self::Stream { image, base } => (image, base.as_ref(), None),
+            Self::Commit { image, top, base, .. } => (image, Some(top), Some(base)),
+            Self::Replace { file, .. } => (file, None, None),
+            Self::Delete { path, kept, .. } => (path, kept.as_ref(), None),
+        };
+        [Some(one), two, three]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder { path, .. } => write!(f, "make the folder '{}'", path.display()),
+            Self::RemoveFolder { path } => write!(f, "remove the folder '{}'", path.display()),
+            Self::Link { from, to, .. } => {
+                write!(f, "name '{}' also '{}'", from.display(), to.display())
+            }
+            Self::Symlink { path, target } => {
+                write!(f, "make '{}' a link to '{}'", path.display(), target.display())
+            }
+            Self::Copy {
+                from, to, records, ..
+            } => {
+                write!(f, "copy '{}' to '{}'", from.display(), to.display())?;
+                records
+                    .as_ref()
+                    .map_or(Ok(()), |records| write!(f, ", which records {records}"))
+            }
+            Self::Rename { from, to, .. } => write!(f, "rename '{}' to '{}'", from.display(), to.display()),
+            Self::Relink { image, to, .. } => write!(f, "have '{}' record {to}", image.display()),
+            Self::Stream { image, base: None } => {
+                write!(f, "have '{}' hold all that it shows", image.display())
+            }
+            Self::Stream {
+                image,
+                base: Some(base),
+            } => write!(
+                f,
+                "pull what lies above '{}' up into '{}'",
+                base.display(),
+                image.display()
+            ),
+            Self::Commit { top, base, after, .. } => {
+                write!(
+                    f,
+                    "commit '{}' and what lies between into '{}'",
+                    top.display(),
+                    base.display()
+                )?;
+                match after {
+                    After::Keep => Ok(()),
+                    After::Empty => f.write_str(", and empty it"),
+                    After::Delete => f.write_str(", and delete them"),
+                }
+            }
+            Self::Replace { file, .. } => write!(f, "rewrite '{}'", file.display()),
+            Self::Delete { path, kept: None, .. } => write!(f, "delete '{}'", path.display()),
+            Self::Delete { path, .. } => write!(f, "take the name '{}' away", path.display()),
+        }
+    }
+}
