@@ -16,8 +16,10 @@
 //! ```
 
 use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -25,12 +27,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
 use tempfile::TempDir;
 
-/// No security labels, no control groups, no change of owners: the images are left as they are, and what libvirt says is
-/// about the chain alone.
+/// No security labels, no control groups.
 const CONFIGURATION: &str = r#"
-user = "+0"
-group = "+0"
-dynamic_ownership = 0
 remember_owner = 0
 security_driver = "none"
 cgroup_controllers = []
@@ -38,6 +36,9 @@ namespaces = []
 stdio_handler = "file"
 seccomp_sandbox = 0
 "#;
+/// A user and group that nobody is, and that may not use KVM.
+pub const NOBODY: u32 = 54_321;
+const KVM: &str = "/dev/kvm";
 const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
 /// The one guest of each [`Daemon`].
 const GUEST: &str = "guest";
@@ -50,26 +51,55 @@ pub struct Daemon {
     root: TempDir,
     /// One process at a time may use the folder.
     turn: Mutex<()>,
+    /// What is in KVM's place where nobody shall have it.
+    closed: Option<std::path::PathBuf>,
 }
 
 impl Daemon {
     /// Makes the folder. The first time on a machine, libvirt also gets to know its QEMU, which takes some seconds.
     ///
+    /// Images keep their owners: what libvirt says is about the chain alone.
+    ///
     /// # Errors
     /// If libvirt is not there or does not start.
     pub fn start() -> Result<Self> {
+        Self::configured("libvirt", 0, "dynamic_ownership = 0")
+    }
+
+    /// As [`Daemon::start`], where QEMU runs as the user and group [`NOBODY`], and is given the images.
+    ///
+    /// # Errors
+    /// If libvirt is not there or does not start.
+    pub fn start_unprivileged() -> Result<Self> {
+        Self::configured("libvirt-nobody", NOBODY, "dynamic_ownership = 1")
+    }
+
+    /// What QEMU can do depends on its user, so the cache does, too.
+    fn configured(name: &str, user: u32, owners: &str) -> Result<Self> {
         // The names of sockets in it must stay short.
         let root = tempfile::Builder::new().prefix("lv").tempdir()?;
+        // QEMU's user finds its own folders below.
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o711))?;
         let etc = root.path().join("etc");
         std::fs::create_dir(&etc)?;
-        std::fs::write(etc.join("qemu.conf"), CONFIGURATION)?;
-        let cache = crate::cache_dir()?.join("libvirt");
+        std::fs::write(
+            etc.join("qemu.conf"),
+            format!("user = \"+{user}\"\ngroup = \"+{user}\"\n{owners}\n{CONFIGURATION}"),
+        )?;
+        let cache = crate::cache_dir()?.join(name);
         std::fs::create_dir_all(&cache)?;
         std::os::unix::fs::symlink(&cache, root.path().join("cache"))?;
         let daemon = Self {
+            // libvirt lets QEMU try KVM as root, finds later that its user may not, and asks anew each time.
+            closed: (user != 0 && Path::new(KVM).exists()).then(|| cache.join("kvm")),
             root,
             turn: Mutex::new(()),
         };
+        if let Some(closed) = &daemon.closed
+            && !closed.exists()
+        {
+            File::create(closed)?.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        }
         // One at a time, for the others find in the cache what the first was told.
         let lock = File::create(cache.join("lock"))?;
         lock.lock()?;
@@ -214,54 +244,113 @@ impl Daemon {
         Ok((xml, lines.collect()))
     }
 
+    /// Starts a guest with these devices, and with these elements of the domain beside them, calls `look` while it is
+    /// there, and ends it; or gives what libvirt said when it refused.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    ///
+    /// # Errors
+    /// What `virsh` said, one error a line.
+    pub fn running<T>(&self, devices: &str, beside: &str, look: impl FnOnce() -> T) -> Result<T, String> {
+        const HERE: &str = "@here@";
+        let definition = self.root.path().join("guest.xml");
+        let text = domain(GUEST, devices).replace("</domain>", &format!("{beside}</domain>"));
+        let turn = self
+            .turn
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::fs::write(&definition, text).expect("the temporary folder takes a small file");
+        let mut virsh = self.spawn(&[], Stdio::piped()).expect("virsh runs");
+        let mut commands = virsh.stdin.take().expect("it is a pipe");
+        writeln!(
+            commands,
+            "create --paused {}; echo --err {HERE}",
+            definition.display()
+        )
+        .expect("virsh listens");
+        let said = || std::fs::read_to_string(self.root.path().join("stderr")).unwrap_or_default();
+        self.wait(&mut virsh, |_| Ok(said().contains(HERE).then_some(())))
+            .expect("libvirt answers");
+        let refused = errors(&said().replace(&format!("error: {HERE}"), ""));
+        let answer = if refused.is_empty() {
+            let seen = look();
+            writeln!(commands, "destroy {GUEST}").expect("virsh listens");
+            Ok(seen)
+        } else {
+            Err(refused)
+        };
+        drop(commands);
+        self.wait_for_end(&mut virsh).expect("virsh ends");
+        drop(turn);
+        answer
+    }
+
     /// Runs `virsh` with these commands: what it wrote, or its errors.
     fn virsh(&self, commands: &str) -> Result<Result<String, String>> {
         let (succeeded, output, said) = self.run_virsh(commands)?;
-        // libvirt's log goes there as well.
-        let errors: Vec<_> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix("error: "))
-            .collect();
+        let errors = errors(&said);
         if succeeded && errors.is_empty() {
             return Ok(Ok(output));
         }
-        Ok(Err(if errors.is_empty() {
-            said
-        } else {
-            errors.join("\n")
-        }))
+        Ok(Err(if errors.is_empty() { said } else { errors }))
     }
 
     /// Runs `virsh` with these commands: whether the last succeeded, what it wrote, and what it said of errors.
     fn run_virsh(&self, commands: &str) -> Result<(bool, String, String)> {
+        let mut virsh = self.spawn(&[commands], Stdio::null())?;
+        let succeeded = self.wait_for_end(&mut virsh)?;
+        let read = |name: &str| -> Result<String> {
+            Ok(String::from_utf8_lossy(&std::fs::read(self.root.path().join(name))?).into_owned())
+        };
+        Ok((succeeded, read("stdout")?, read("stderr")?))
+    }
+
+    /// Starts `virsh`, which writes into files beside libvirt's state.
+    fn spawn(&self, commands: &[&str], stdin: Stdio) -> Result<Child> {
         let root = self.root.path();
-        let (stdout, stderr) = (root.join("stdout"), root.join("stderr"));
-        let mut virsh = Command::new("virsh")
-            .args(["--quiet", "--connect", &self.uri(), commands])
-            .stdin(Stdio::null())
-            .stdout(File::create(&stdout)?)
-            .stderr(File::create(&stderr)?)
+        let mut command = match &self.closed {
+            None => Command::new("virsh"),
+            Some(closed) => {
+                let script = format!("mount --bind \"$0\" {KVM} && exec virsh \"$@\"");
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", &script]).arg(closed);
+                command
+            }
+        };
+        command
+            .args(["--quiet", "--connect", &self.uri()])
+            .args(commands)
+            .stdin(stdin)
+            .stdout(File::create(root.join("stdout"))?)
+            .stderr(File::create(root.join("stderr"))?)
             .env("LC_ALL", "C")
             .spawn()
-            .context("virsh")?;
+            .context("virsh")
+    }
+
+    /// Whether it succeeded.
+    fn wait_for_end(&self, virsh: &mut Child) -> Result<bool> {
+        Ok(self.wait(virsh, |virsh| Ok(virsh.try_wait()?))?.success())
+    }
+
+    /// Waits for something of `virsh`, while those who end are buried.
+    fn wait<T>(&self, virsh: &mut Child, come: impl Fn(&mut Child) -> Result<Option<T>>) -> Result<T> {
         let start = Instant::now();
-        let status = loop {
-            if let Some(status) = virsh.try_wait()? {
-                break status;
+        let come = loop {
+            if let Some(come) = come(virsh)? {
+                break come;
             }
             if start.elapsed() > PATIENCE {
                 virsh.kill()?;
                 virsh.wait()?;
-                bail!("virsh did not end: {commands}");
+                bail!("virsh did not answer");
             }
             self.bury();
             std::thread::sleep(Duration::from_millis(3));
         };
         self.bury();
-        let read = |path: &Path| -> Result<String> {
-            Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
-        };
-        Ok((status.success(), read(&stdout)?, read(&stderr)?))
+        Ok(come)
     }
 
     fn qemu(&self) -> Option<Pid> {
@@ -296,6 +385,15 @@ fn domain(name: &str, disk: &str) -> String {
          <devices><emulator>{EMULATOR}</emulator>{disk}\
          <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
     )
+}
+
+/// What virsh said of errors, one a line; libvirt's log is there as well.
+fn errors(said: &str) -> String {
+    let errors: Vec<_> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("error: "))
+        .collect();
+    errors.join("\n")
 }
 
 fn disk_of(xml: &str) -> &str {

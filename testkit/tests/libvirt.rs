@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use catena_testkit::libvirt::Daemon;
+use catena_testkit::libvirt::{Daemon, NOBODY};
 use catena_testkit::qemu;
 
 fn create(dir: &Path, name: &str, backing: &[&str]) -> PathBuf {
@@ -54,4 +54,26 @@ fn libvirt_says_why_it_refuses_a_chain() {
             .unwrap()
             .contains("<backingStore/>")
     );
+}
+
+#[test]
+fn images_are_given_to_the_user_of_a_guest_while_it_runs() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let image = create(dir.path(), "image.qcow2", &[]);
+    let libvirt = Daemon::start_unprivileged().unwrap();
+    let disk = format!(
+        "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}'/><target dev='vda'/></disk>",
+        image.display()
+    );
+    let owner = || {
+        let metadata = image.metadata().unwrap();
+        (metadata.uid(), metadata.gid())
+    };
+    assert_eq!(libvirt.running(&disk, "", owner), Ok((NOBODY, NOBODY)));
+    assert_eq!(owner(), (0, 0));
+    let kept = "<seclabel type='none' model='dac'/>";
+    let said = libvirt.running(&disk, kept, owner).unwrap_err();
+    assert!(said.contains("Permission denied"), "{said}");
 }
