@@ -10,10 +10,11 @@ use crate::chain::Layer;
 use crate::reference::Source;
 use bitflags::bitflags;
 use catena_engine::Error;
-use rustix::fs::{FileType, Mode, Stat, StatVfsMountFlags, lstat, readlink, statvfs};
+use rustix::fs::{FileType, Mode, Stat, StatVfsMountFlags, fstat, lstat, readlink, statvfs};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -35,12 +36,12 @@ bitflags! {
 
 impl Access {
     /// The lowest three bits.
-    pub(super) fn from_mode(mode: u32) -> Self {
+    pub fn from_mode(mode: u32) -> Self {
         Self::from_bits_truncate(u8::try_from(mode & 7).unwrap_or_default())
     }
 
     /// As setfacl and chmod write it: `rw`.
-    fn letters(self) -> String {
+    pub fn letters(self) -> String {
         let letters = [(Self::READ, 'r'), (Self::WRITE, 'w'), (Self::SEARCH, 'x')];
         let has = letters.into_iter().filter(|(one, _)| self.contains(*one));
         has.map(|(_, letter)| letter).collect()
@@ -100,11 +101,12 @@ impl Obstacle {
     }
 
     /// Whether it lies before the file: a directory that cannot be searched, or a link.
-    fn is_on_the_way(&self) -> bool {
+    pub fn is_on_the_way(&self) -> bool {
         !matches!(self, Self::Closed { lacks, .. } if *lacks != Access::SEARCH)
     }
 
-    fn sentence(&self) -> String {
+    /// What is the case, as a part of a sentence.
+    pub fn sentence(&self) -> String {
         let shown = self.path().display();
         match self {
             Self::Closed { lacks, .. } if *lacks == Access::SEARCH => {
@@ -120,7 +122,8 @@ impl Obstacle {
         }
     }
 
-    fn command(&self, user: &User) -> Option<Vec<OsString>> {
+    /// The command that takes it away for that user, where there is one.
+    pub fn command(&self, user: &User) -> Option<Vec<OsString>> {
         let Self::Closed {
             path,
             lacks,
@@ -148,8 +151,28 @@ impl Obstacle {
 ///
 /// A relative path starts at the working directory. Nothing is opened.
 pub fn obstacles(path: &Path, user: &User, wanted: Access) -> Vec<Obstacle> {
+    walk(path, user, wanted, None)
+}
+
+/// The same, if the file were owned by that user id and group id.
+pub fn obstacles_if_owned(path: &Path, user: &User, wanted: Access, owner: (u32, u32)) -> Vec<Obstacle> {
+    walk(path, user, wanted, Some(owner))
+}
+
+/// Whether an open file's mode and access control list deny something to a user.
+///
+/// # Errors
+/// Where it cannot be looked at.
+pub fn is_denied(file: impl AsFd, user: &User, wanted: Access) -> Result<bool, Errno> {
+    let stat = fstat(&file)?;
+    let acl = Acl::of_file(&file)?;
+    Ok(!permits(user, &stat, acl.as_ref(), wanted))
+}
+
+fn walk(path: &Path, user: &User, wanted: Access, owner: Option<(u32, u32)>) -> Vec<Obstacle> {
     let mut walk = Walk {
         user,
+        owner,
         found: Vec::new(),
         here: PathBuf::from("/"),
         links: 0,
@@ -163,6 +186,8 @@ pub fn obstacles(path: &Path, user: &User, wanted: Access) -> Vec<Obstacle> {
 
 struct Walk<'a> {
     user: &'a User,
+    /// Who is to be taken for the file's owner, and its group.
+    owner: Option<(u32, u32)>,
     found: Vec<Obstacle>,
     /// The directory reached so far.
     here: PathBuf,
@@ -219,6 +244,10 @@ impl Walk<'_> {
                 }
                 _ if !rest.is_empty() => return self.found.push(Obstacle::Missing(path)),
                 kind => {
+                    let mut stat = stat;
+                    if let Some((uid, gid)) = self.owner {
+                        (stat.st_uid, stat.st_gid) = (uid, gid);
+                    }
                     self.ask(&path, &stat, wanted);
                     let writes = wanted.contains(Access::WRITE) && kind == FileType::RegularFile;
                     if writes && statvfs(&path).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY))

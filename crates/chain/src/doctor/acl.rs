@@ -11,14 +11,15 @@ use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-const ATTRIBUTE: &str = "system.posix_acl_access";
+/// The extended attribute that holds a list.
+pub const ACL_ATTRIBUTE: &str = "system.posix_acl_access";
 const VERSION: u32 = 2;
 /// The longest extended attribute there is.
 const MOST: usize = 64 << 10;
 
 /// An access control list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Acl {
+pub struct Acl {
     entries: Vec<Entry>,
 }
 
@@ -38,21 +39,41 @@ enum Tag {
     Other,
 }
 
+impl Tag {
+    /// Number and id as they are stored. An entry that is about nobody in particular has no id.
+    fn stored(self) -> (u16, u32) {
+        match self {
+            Self::Owner => (0x01, u32::MAX),
+            Self::User(id) => (0x02, id),
+            Self::OwningGroup => (0x04, u32::MAX),
+            Self::Group(id) => (0x08, id),
+            Self::Mask => (0x10, u32::MAX),
+            Self::Other => (0x20, u32::MAX),
+        }
+    }
+}
+
 impl Acl {
     /// The list of an open file; `None` where it has none beyond its mode.
-    pub(super) fn of_file(file: impl AsFd) -> Result<Option<Self>, Errno> {
+    ///
+    /// # Errors
+    /// Where it cannot be read or understood.
+    pub fn of_file(file: impl AsFd) -> Result<Option<Self>, Errno> {
         let mut buffer = vec![0; MOST];
-        found(fgetxattr(file, ATTRIBUTE, &mut *buffer), &buffer)
+        found(fgetxattr(file, ACL_ATTRIBUTE, &mut *buffer), &buffer)
     }
 
     /// The list of what a name stands for; `None` where it has none beyond its mode.
-    pub(super) fn of_path(path: &Path) -> Result<Option<Self>, Errno> {
+    ///
+    /// # Errors
+    /// Where it cannot be read or understood.
+    pub fn of_path(path: &Path) -> Result<Option<Self>, Errno> {
         let mut buffer = vec![0; MOST];
-        found(getxattr(path, ATTRIBUTE, &mut *buffer), &buffer)
+        found(getxattr(path, ACL_ATTRIBUTE, &mut *buffer), &buffer)
     }
 
     /// Reads the stored form; what is not understood is an error.
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = bytes.split_first_chunk::<4>()?;
         let (chunks, []) = rest.as_chunks::<8>() else {
             return None;
@@ -75,8 +96,78 @@ impl Acl {
         (u32::from_le_bytes(*version) == VERSION).then_some(Self { entries })
     }
 
+    /// The list that says what a mode says.
+    pub fn of_mode(mode: u32) -> Self {
+        let entry = |tag, shift: u32| Entry {
+            tag,
+            allows: Access::from_mode(mode >> shift),
+        };
+        Self {
+            entries: vec![
+                entry(Tag::Owner, 6),
+                entry(Tag::OwningGroup, 3),
+                entry(Tag::Other, 0),
+            ],
+        }
+    }
+
+    /// The list that also allows this to a user. What anybody else may do stays what it is.
+    #[must_use]
+    pub fn granting(&self, uid: u32, allowed: Access) -> Self {
+        let mask = self.mask();
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut most = allowed;
+        for entry in &self.entries {
+            let mut entry = *entry;
+            match entry.tag {
+                Tag::User(_) | Tag::OwningGroup | Tag::Group(_) => entry.allows &= mask,
+                Tag::Mask => continue,
+                Tag::Owner | Tag::Other => {}
+            }
+            if entry.tag == Tag::User(uid) {
+                entry.allows |= allowed;
+            }
+            if !matches!(entry.tag, Tag::Owner | Tag::Other) {
+                most |= entry.allows;
+            }
+            entries.push(entry);
+        }
+        if !entries.iter().any(|entry| entry.tag == Tag::User(uid)) {
+            entries.push(Entry {
+                tag: Tag::User(uid),
+                allows: allowed,
+            });
+        }
+        entries.push(Entry {
+            tag: Tag::Mask,
+            allows: most,
+        });
+        // The kernel insists on this order.
+        entries.sort_by_key(|entry| entry.tag.stored());
+        Self { entries }
+    }
+
+    /// The bits of the group's digit in the mode of a file with this list.
+    pub fn group_bits(&self) -> u32 {
+        let group = self.entries.iter().find(|entry| entry.tag == Tag::Mask);
+        let group = group.or_else(|| self.entries.iter().find(|entry| entry.tag == Tag::OwningGroup));
+        group.map_or(0, |entry| u32::from(entry.allows.bits()))
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = VERSION.to_le_bytes().to_vec();
+        for entry in &self.entries {
+            let (tag, id) = entry.tag.stored();
+            bytes.extend(tag.to_le_bytes());
+            bytes.extend(u16::from(entry.allows.bits()).to_le_bytes());
+            bytes.extend(id.to_le_bytes());
+        }
+        bytes
+    }
+
     /// Whether somebody who does not own the file may do all of `wanted`.
-    pub(super) fn permits(&self, user: &User, owning_group: u32, wanted: Access) -> bool {
+    pub fn permits(&self, user: &User, owning_group: u32, wanted: Access) -> bool {
         let mask = self.mask();
         let named = self.entries.iter().find(|entry| entry.tag == Tag::User(user.uid));
         if let Some(entry) = named {
@@ -176,6 +267,35 @@ mod tests {
         assert!(!permits(&user(11, &[30]), Access::READ | Access::WRITE));
         assert!(!permits(&user(11, &[30]), Access::SEARCH));
         assert!(permits(&user(11, &[40]), Access::SEARCH));
+    }
+
+    #[test]
+    fn a_grant_adds_a_user_and_changes_nothing_for_others() {
+        let none = u32::MAX;
+        // The mask keeps user 10 and the group 30 from writing.
+        let acl = Acl::parse(&stored(&[
+            (0x01, 7, none),
+            (0x02, 6, 10),
+            (0x04, 4, none),
+            (0x08, 6, 30),
+            (0x10, 4, none),
+            (0x20, 0, none),
+        ]))
+        .unwrap();
+        let rw = Access::READ | Access::WRITE;
+        let granted = acl.granting(5, rw);
+        assert_eq!(Acl::parse(&granted.encode()), Some(granted.clone()));
+        assert!(granted.permits(&user(5, &[]), 20, rw));
+        for other in [user(10, &[]), user(11, &[30]), user(11, &[20])] {
+            assert!(granted.permits(&other, 20, Access::READ));
+            assert!(!granted.permits(&other, 20, Access::WRITE), "{other:?}");
+        }
+        assert_eq!(granted.group_bits(), 6);
+        assert_eq!(granted.granting(5, Access::READ), granted);
+        let plain = Acl::of_mode(0o640).granting(5, Access::READ);
+        assert!(
+            plain.permits(&user(5, &[]), 20, Access::READ) && !plain.permits(&user(6, &[]), 20, Access::READ)
+        );
     }
 
     #[test]

@@ -24,11 +24,12 @@ mod survey;
 mod usage;
 mod user;
 
-pub use access::{Access, Obstacle, obstacles};
+pub use access::{Access, Obstacle, is_denied, obstacles, obstacles_if_owned};
+pub use acl::{ACL_ATTRIBUTE, Acl};
 pub use finding::{Code, Cure, Finding, Fix, Severity};
 pub use mend::{Mend, mends};
 pub use survey::{Report, survey};
-pub use user::User;
+pub use user::{User, group_name_of, name_of};
 
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};

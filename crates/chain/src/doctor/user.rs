@@ -66,6 +66,21 @@ impl User {
         })
     }
 
+    /// A process that runs as this user and group: beside that group it has those that the system has for the user.
+    pub fn of_process(uid: u32, gid: u32) -> Self {
+        let entry = unistd::User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        let groups = match &entry {
+            Some(entry) => supplementary(entry, Gid::from_raw(gid)).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let others = groups.into_iter().filter(|other| *other != gid);
+        Self {
+            name: entry.map_or_else(|| uid.to_string(), |entry| entry.name),
+            uid,
+            groups: std::iter::once(gid).chain(others).collect(),
+        }
+    }
+
     /// Who we are.
     pub fn current() -> Self {
         let uid = rustix::process::geteuid().as_raw();
@@ -85,13 +100,18 @@ impl User {
 }
 
 fn groups_of(user: &unistd::User) -> nix::Result<Vec<u32>> {
+    supplementary(user, user.gid)
+}
+
+/// The groups of a user whose first one is that.
+fn supplementary(user: &unistd::User, first: Gid) -> nix::Result<Vec<u32>> {
     let name = CString::new(user.name.as_str()).unwrap_or_default();
-    let groups = unistd::getgrouplist(&name, user.gid)?;
+    let groups = unistd::getgrouplist(&name, first)?;
     Ok(groups.into_iter().map(Gid::as_raw).collect())
 }
 
 /// A user's name; the number where there is none.
-pub(super) fn name_of(uid: u32) -> String {
+pub fn name_of(uid: u32) -> String {
     match unistd::User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
@@ -99,7 +119,7 @@ pub(super) fn name_of(uid: u32) -> String {
 }
 
 /// A group's name; the number where there is none.
-pub(super) fn group_name_of(gid: u32) -> String {
+pub fn group_name_of(gid: u32) -> String {
     match Group::from_gid(Gid::from_raw(gid)) {
         Ok(Some(group)) => group.name,
         _ => gid.to_string(),

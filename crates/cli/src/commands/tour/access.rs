@@ -1,25 +1,12 @@
 //! Does what `setfacl -m u:USER:rw FILE` does, for a file that has no access control list yet.
-//!
-//! The stored form is that of the kernel (`linux/posix_acl_xattr.h`): a version, then entries of 8 bytes, little-endian.
 
 use super::stage::{astray, set_mode, system};
 use catena::Result;
-use catena::doctor::User;
+use catena::doctor::{ACL_ATTRIBUTE, Access, Acl, User};
 use rustix::fs::{XattrFlags, setxattr};
 use rustix::io::Errno;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-
-const ATTRIBUTE: &str = "system.posix_acl_access";
-const VERSION: u32 = 2;
-/// The tags of entries, in the order in which they are stored.
-const OWNER: u16 = 0x01;
-const USER: u16 = 0x02;
-const GROUP: u16 = 0x04;
-const MASK: u16 = 0x10;
-const OTHERS: u16 = 0x20;
-/// The id of an entry that is about nobody in particular.
-const NO_ID: u32 = u32::MAX;
 
 /// Grants a user what an entry such as `u:nobody:rw` says.
 ///
@@ -31,30 +18,18 @@ pub fn grant(path: &Path, entry: &str) -> Result<()> {
     };
     let uid = User::find(user)?.uid;
     let bit = |letter, bit| if letters.contains(letter) { bit } else { 0 };
-    let granted: u16 = bit('r', 4) | bit('w', 2) | bit('x', 1);
+    let granted: u32 = bit('r', 4) | bit('w', 2) | bit('x', 1);
     let mode = path
         .metadata()
         .map_err(|error| system(error, "cannot look at the file").with_path(path))?
         .permissions()
         .mode();
-    let class = |shift: u32| u16::try_from(mode >> shift & 0o7).unwrap_or_default();
-
-    let mut list = VERSION.to_le_bytes().to_vec();
-    for (tag, permissions, id) in [
-        (OWNER, class(6), NO_ID),
-        (USER, granted, uid),
-        (GROUP, class(3), NO_ID),
-        // What users and groups by name may have at most.
-        (MASK, class(3) | granted, NO_ID),
-        (OTHERS, class(0), NO_ID),
-    ] {
-        list.extend(tag.to_le_bytes());
-        list.extend(permissions.to_le_bytes());
-        list.extend(id.to_le_bytes());
-    }
-    match setxattr(path, ATTRIBUTE, &list, XattrFlags::empty()) {
+    let list = Acl::of_mode(mode)
+        .granting(uid, Access::from_mode(granted))
+        .encode();
+    match setxattr(path, ACL_ATTRIBUTE, &list, XattrFlags::empty()) {
         Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP) => set_mode(path, (mode & 0o777) | u32::from(granted)),
+        Err(Errno::OPNOTSUPP) => set_mode(path, (mode & 0o777) | granted),
         Err(error) => Err(system(error.into(), "cannot set the access control list").with_path(path)),
     }
 }
