@@ -4,7 +4,7 @@
 //! libvirt 11.3 refuses, in its words. [`Disk::chain`] is the chain as libvirt would have it, where XML gives the upper
 //! layers and headers the rest; [`disagreements`] is what XML says that the images' headers do not. [`edit`] changes a
 //! document and keeps every byte that the change is not about; [`live`] writes it as libvirt has it while its guest runs;
-//! [`blockdev`] is the nodes that libvirt gives QEMU.
+//! [`blockdev`] is the nodes that libvirt gives QEMU; [`volume`](mod@volume) is an image as a storage pool shows it.
 //!
 //! What holds: nothing here writes. XML is hostile until it is read: no document type, no entity but XML's own
 //! five, and bounds on size, nesting and attributes ([`limits`]).
@@ -19,6 +19,7 @@ pub mod live;
 mod model;
 pub mod numbered;
 mod read;
+pub mod volume;
 mod write;
 
 pub use combine::{disagreements, snapshot_disagreements};

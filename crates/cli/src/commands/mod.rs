@@ -37,6 +37,7 @@ pub mod snapshot;
 pub mod stream;
 pub mod tour;
 pub mod tree;
+pub mod volume_xml;
 pub mod why;
 pub mod xml;
 
@@ -106,6 +107,8 @@ pub enum Command {
     Xml(xml::Args),
     /// Print what libvirt gives QEMU for a disk: -blockdev and its likes
     Blockdev(blockdev::Args),
+    /// Print an image as libvirt's storage pools show it
+    VolumeXml(volume_xml::Args),
     /// Be qemu-img, by that name
     #[command(name = "qemu-img")]
     QemuImg(qemu_img::Args),
@@ -151,6 +154,7 @@ impl Command {
             Self::Bench(args) => bench::run(args),
             Self::Xml(args) => xml::run(args),
             Self::Blockdev(args) => blockdev::run(args),
+            Self::VolumeXml(args) => volume_xml::run(args),
             Self::QemuImg(args) => Ok(qemu_img::run(args)),
             Self::Tour(args) => tour::run(args),
             Self::Completions(args) => completions::run(args),
