@@ -196,10 +196,7 @@ fn differs_only_where_the_pool_shows_what_is_not_so() {
             &["-<volume type='ploop'>", "+<volume type='file'>"],
         ),
         ("cut.qcow2", &["refused"]),
-        (
-            "prefix.qcow2",
-            &["-<path>file:base.img</path>", "-<format type='raw'/>"],
-        ),
+        ("prefix.qcow2", &["-<path>file:base.img</path>"]),
         (
             "remote.qcow2",
             &["-<format type='raw'/>", "+<format type='qcow2'/>"],
