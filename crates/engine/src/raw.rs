@@ -93,10 +93,15 @@ impl Image for Raw {
     }
 }
 
+/// The least write for which space is found in one piece, in bytes.
+const WORTH_KEEPING: u64 = 128 << 10;
+
 /// A raw image that is written.
 #[derive(Debug)]
 pub struct RawDisk {
     image: Arc<Raw>,
+    /// The file had no space when it was opened: what is written needs some, which is found in one piece before.
+    is_new: bool,
     reading: Stack,
 }
 
@@ -106,7 +111,12 @@ impl RawDisk {
         let image = Arc::new(image);
         let path = image.storage.path().unwrap_or(Path::new("")).to_owned();
         let reading = Stack::new([(Arc::clone(&image) as Arc<dyn Image>, path)]);
-        Self { image, reading }
+        let is_new = matches!(image.storage.allocated(), Ok(Some(0)));
+        Self {
+            image,
+            is_new,
+            reading,
+        }
     }
 }
 
@@ -130,7 +140,11 @@ impl Disk for RawDisk {
 
 impl WritableDisk for RawDisk {
     fn write_at(&self, buf: &[u8], offset: GuestOffset) -> Result<()> {
-        let place = self.image.place(offset, buf.len() as u64)?;
+        let len = buf.len() as u64;
+        let place = self.image.place(offset, len)?;
+        if self.is_new && len >= WORTH_KEEPING {
+            self.image.storage.keep_ahead(place, len);
+        }
         Ok(self.image.storage.write_all_at(buf, place)?)
     }
 

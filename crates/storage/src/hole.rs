@@ -136,12 +136,12 @@ pub(crate) fn allocate(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) ->
     }
 }
 
-/// Finds space for a range in one piece, without changing how long the file is. `false` where that is not worth it: in memory, where space
-/// has no order and pages would be made that nobody may write.
+/// Finds space for a range in one piece, without changing how long the file is. `false` where that is not known to be worth it: in memory
+/// space has no order, some file systems compress or copy what was not kept, and others ask a server.
 pub(crate) fn keep_ahead(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<bool> {
-    /// `statfs(2)`'s `TMPFS_MAGIC`.
-    const TMPFS: u64 = 0x0102_1994;
-    if kind == Kind::Block || u64::try_from(fstatfs(fd)?.f_type).is_ok_and(|kind| kind == TMPFS) {
+    /// `statfs(2)`'s `EXT4_SUPER_MAGIC` and `XFS_SUPER_MAGIC`.
+    const WORTH_IT: [u64; 2] = [0xef53, 0x5846_5342];
+    if kind == Kind::Block || !u64::try_from(fstatfs(fd)?.f_type).is_ok_and(|kind| WORTH_IT.contains(&kind)) {
         return Ok(false);
     }
     change(fd, FallocateFlags::KEEP_SIZE, offset, len)

@@ -444,7 +444,6 @@ impl Qcow2Disk {
         let host_of = |guest: u64| group.host + (guest - start);
         self.check_data_place(group.host, group.olds.len() as u64 * bits.size())?;
         let (mut before, mut after) = (Vec::new(), Vec::new());
-        let mut kept = false;
         for (n, old) in group.olds.iter().enumerate() {
             let from = start + n as u64 * bits.size();
             let to = from + bits.size();
@@ -463,7 +462,7 @@ impl Qcow2Disk {
             for range in ranges {
                 let fill = self.fill(&range)?;
                 if matches!(fill, Fill::Zeros) && group.untouched {
-                    kept = true;
+                    // The zeros are there already.
                     continue;
                 }
                 if range.start < at {
@@ -473,10 +472,16 @@ impl Qcow2Disk {
                 }
             }
         }
-        if kept {
-            // The zeros are there already, but the cluster's space is better found in one piece.
+        if group.untouched {
+            // New space is better found in one piece, and writing where it has been found takes less of a processor.
             let len = group.clusters() * bits.size();
-            self.ahead.keep(self.data_storage(), group.host, len);
+            match self.data_file {
+                // Data lies in a data file where the guest has it: what comes behind may stay a hole.
+                Some(_) => {
+                    self.data_storage().keep_ahead(group.host, len);
+                }
+                None => self.ahead.keep(self.data_storage(), group.host, len),
+            }
         }
         // What touches the guest's bytes goes with them in one write; the rest is elsewhere in the cluster.
         let mut bufs = Vec::with_capacity(3);
