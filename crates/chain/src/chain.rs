@@ -2,6 +2,7 @@
 //!
 //! Everything here is a fact that detection established; what is good or bad about it is for the doctor to say.
 
+use crate::policy::ChangedBase;
 use crate::reference::{Source, without_credentials};
 use catena_engine::Error;
 use catena_format::{Description, Format, qcow2};
@@ -19,6 +20,8 @@ pub struct Chain {
     pub layers: Vec<Layer>,
     /// How it goes on after the last of them.
     pub end: End,
+    /// What is done where stamps tell that a layer is not the one that it was.
+    pub(crate) changed_base: ChangedBase,
 }
 
 /// An image at its place in a chain.
@@ -131,6 +134,15 @@ pub struct Break {
 }
 
 impl Chain {
+    /// A chain of no layers.
+    pub(crate) fn without_layers(end: End) -> Self {
+        Self {
+            layers: Vec::new(),
+            end,
+            changed_base: ChangedBase::default(),
+        }
+    }
+
     /// The active layer.
     pub fn active(&self) -> Option<&Layer> {
         self.layers.first()

@@ -58,10 +58,7 @@ pub fn detect_stated(stated: &Stated, policy: &Policy) -> Chain {
             };
             walk(&start, stated, policy)
         }
-        None => Chain {
-            layers: Vec::new(),
-            end: End::Terminated,
-        },
+        None => Chain::without_layers(End::Terminated),
     }
 }
 
@@ -70,8 +67,8 @@ fn walk(start: &Start, stated: &Stated, policy: &Policy) -> Chain {
         policy,
         stated,
         chain: Chain {
-            layers: Vec::new(),
-            end: End::Terminated,
+            changed_base: policy.changed_base(),
+            ..Chain::without_layers(End::Terminated)
         },
         seen: HashMap::new(),
     };

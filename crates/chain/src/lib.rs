@@ -16,6 +16,7 @@ pub mod open;
 pub mod ops;
 pub mod policy;
 pub mod reference;
+pub mod stamp;
 pub mod stated;
 pub mod writable;
 
@@ -28,5 +29,6 @@ pub use extents::Extents;
 pub use forest::Forest;
 pub use policy::Policy;
 pub use reference::{Reading, Reference, ReferenceError, Source};
+pub use stamp::Stamped;
 pub use stated::{Stated, StatedLayer};
 pub use writable::Writable;

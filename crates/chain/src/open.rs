@@ -31,7 +31,8 @@ impl Chain {
 
     /// Opens the view of the chain from a layer down: what the guest would see if that layer were the active one.
     pub fn open_from(&self, layer: usize, sharing: Sharing) -> Result<Stack> {
-        self.check_complete()?;
+        self.check_end()?;
+        self.check_bases(layer)?;
         let layers = self
             .layers
             .get(layer..)
@@ -78,8 +79,15 @@ impl Chain {
         }
     }
 
-    /// Whether the chain's end is known, so that its content is.
+    /// Whether the chain's content is known: its end is, and every layer is the one that the overlay above it was made on, as far
+    /// as stamps tell.
     pub fn check_complete(&self) -> Result<()> {
+        self.check_end()?;
+        self.check_bases(0)
+    }
+
+    /// Whether the chain's end is known.
+    pub(crate) fn check_end(&self) -> Result<()> {
         let last = self.layers.last().map(Layer::name).unwrap_or_default();
         match &self.end {
             End::Terminated => Ok(()),

@@ -31,6 +31,7 @@ struct Rules {
     formats: Formats,
     trust: Trust,
     reach: Reach,
+    bases: Bases,
 }
 
 /// Which formats may be believed.
@@ -105,6 +106,27 @@ impl Default for Reach {
     }
 }
 
+/// What is made of stamps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Bases {
+    changed: ChangedBase,
+}
+
+/// What is done about a backing image that is not the one its overlay was made on, as the overlay's stamp tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangedBase {
+    /// Nothing is read through it.
+    #[default]
+    Refuse,
+    /// It is read all the same: the user answers for it.
+    Accept,
+    /// Nobody looks, and stamps are neither given nor renewed: QEMU's way.
+    #[serde(skip)]
+    Ignore,
+}
+
 /// In which role a file is named by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -150,6 +172,20 @@ impl Policy {
                 ..Rules::default()
             },
         }
+    }
+
+    /// QEMU's rules where these differ from libvirt's: stamps mean nothing to it.
+    pub fn qemu() -> Self {
+        let mut policy = Self::libvirt();
+        policy.rules.bases.changed = ChangedBase::Ignore;
+        policy
+    }
+
+    /// The same rules, but a backing image may be another than its overlay was made on.
+    #[must_use]
+    pub fn accepting_changed_bases(mut self) -> Self {
+        self.rules.bases.changed = ChangedBase::Accept;
+        self
     }
 
     /// The rules that a text in the file form states. `name` is for messages.
@@ -247,6 +283,11 @@ impl Policy {
     /// What to do about a backing image whose format is not recorded and that is not trusted.
     pub fn unrecorded(&self) -> Unrecorded {
         self.rules.formats.unrecorded
+    }
+
+    /// What is done about a backing image that is not the one its overlay was made on.
+    pub fn changed_base(&self) -> ChangedBase {
+        self.rules.bases.changed
     }
 
     /// Whether a recorded string may be followed at all; says nothing of the place yet.

@@ -49,7 +49,8 @@ impl Chain {
     ///
     /// The layer itself is locked as QEMU locks what it writes, so no view of it that holds a lock may be open.
     pub fn open_writable(&self, layer: usize, sharing: Sharing) -> Result<Writable> {
-        self.check_complete()?;
+        self.check_end()?;
+        self.check_bases(layer)?;
         let (active, below) = self
             .layers
             .get(layer..)

@@ -17,7 +17,7 @@ fn create(dir: &Path, name: &str, size: Option<u64>, options: Qcow2Options) -> c
         size,
         kind: Kind::Qcow2(Box::new(options)),
     };
-    create::plan(&request, &Policy::libvirt())?.execute()
+    create::plan(&request, &Policy::qemu())?.execute()
 }
 
 fn relink(

@@ -14,12 +14,20 @@ pub struct PolicyArgs {
     /// What may be opened and believed because an image says so: 'libvirt', 'strict' or a policy file
     #[arg(long, default_value = "libvirt")]
     policy: String,
+    /// Go on where a backing image is not the one that its overlay was made on: you answer for what the guest sees
+    #[arg(long)]
+    accept_base: bool,
 }
 
 impl PolicyArgs {
     /// The rules to follow.
     pub fn load(&self) -> Result<Policy, CommandError> {
-        Ok(Policy::load(&self.policy)?)
+        let policy = Policy::load(&self.policy)?;
+        Ok(if self.accept_base {
+            policy.accepting_changed_bases()
+        } else {
+            policy
+        })
     }
 }
 

@@ -44,6 +44,8 @@ pub enum ErrorKind {
     TooDeep,
     /// It would change what the guest sees.
     ViewWouldChange,
+    /// A backing image is not the one that its overlay was made on.
+    BaseChanged,
     /// The request contradicts itself or the state of things.
     Conflict,
     /// The user stopped it.

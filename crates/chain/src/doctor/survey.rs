@@ -175,10 +175,7 @@ impl Survey<'_> {
         }));
         self.reports.push(Report {
             target: folder.to_owned(),
-            chain: Chain {
-                layers: Vec::new(),
-                end,
-            },
+            chain: Chain::without_layers(end),
             findings: vec![finding],
         });
     }

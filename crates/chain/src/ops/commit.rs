@@ -10,16 +10,18 @@ use super::choice::LayerChoice;
 use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::{Observer, Silent};
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
-use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
+use super::relink::{NewBacking, change_stamp, changeable_header, reference_to, set_backing};
 use super::view::{View, first_difference_within};
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
-use crate::policy::Policy;
+use crate::policy::{ChangedBase, Policy};
+use crate::stamp::{self, Renewal};
 use crate::writable::{Reserved, Through, plainly};
 use catena_engine::qcow2::{CheckOptions, metadata};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
-use catena_storage::{LocalFile, sync_directory_of};
+use catena_format::qcow2::Header;
+use catena_storage::{LocalFile, Storage, sync_directory_of};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -75,12 +77,29 @@ pub struct Plan {
     held: Option<Held>,
 }
 
+/// The layers whose stamps say nothing of the layer below them as long as that is written: of the base, and of the highest layer
+/// where it is emptied.
+fn stamps_at_stake(chain: &Chain, (top, base): (usize, usize), after: After) -> Vec<usize> {
+    let over_top = top.checked_sub(1).filter(|_| after == After::Empty);
+    let known = chain.changed_base != ChangedBase::Ignore;
+    let stamped = |index: &usize| {
+        let header = chain.layers.get(*index).and_then(|layer| layer.header.as_ref());
+        known && header.is_some_and(|header| header.stamp().is_some())
+    };
+    { base.checked_sub(1).into_iter() }
+        .chain(over_top)
+        .filter(stamped)
+        .collect()
+}
+
 /// The locks of what is read and written, from the plan to the end: nothing that was looked at can change between.
 #[derive(Debug)]
 struct Held {
     /// The files of the layers that are put on the base.
     relinked: Vec<LocalFile>,
     emptied: Option<LocalFile>,
+    /// The layers whose stamps are suspended meanwhile, and their files.
+    suspended: Vec<(usize, LocalFile)>,
     base: Reserved,
     /// What the committed layers show.
     view: View,
@@ -107,9 +126,17 @@ impl Held {
             (After::Empty, Some(file)) => Some(file.clone()),
             (After::Keep | After::Delete, _) => None,
         };
+        let suspended = { stamps_at_stake(chain, (top, base), after).into_iter() }
+            .map(|index| match &emptied {
+                Some(file) if index == top => Ok((index, file.clone())),
+                _ => Ok((index, reserve(index)?.file)),
+            })
+            .collect::<Result<Vec<_>>>()?;
         // What we have locked for writing cannot be locked against writers.
         let is_ours = |index: usize| {
-            (index == top && emptied.is_some()) || relinked.iter().any(|(ours, _)| *ours == index)
+            (index == top && emptied.is_some())
+                || relinked.iter().any(|(ours, _)| *ours == index)
+                || suspended.iter().any(|(ours, _)| *ours == index)
         };
         let layers = chain.layers.get(top..base).unwrap_or_default();
         let view = View::open_with(layers.iter().enumerate().map(|(number, layer)| {
@@ -119,6 +146,7 @@ impl Held {
         Ok(Self {
             relinked: files,
             emptied,
+            suspended,
             base: reserve(base)?,
             view,
         })
@@ -375,6 +403,7 @@ impl Plan {
         let Some(Held {
             relinked,
             emptied,
+            suspended,
             base: reserved,
             view,
         }) = &self.held
@@ -390,6 +419,15 @@ impl Plan {
             (Some(_), Some(same)) => Some(Arc::clone(same)),
             (file, _) => file.clone().map(through),
         };
+        let suspended: Vec<_> = { suspended.iter().cloned() }
+            .map(|(index, file)| match &emptied {
+                Some(emptied) if index == self.top => (index, Arc::clone(emptied)),
+                _ => (index, through(file)),
+            })
+            .collect();
+        for (_, file) in &suspended {
+            change_stamp(&**file, |header| Ok(header.stamp().map(stamp::suspended)))?;
+        }
         if let Some(size) = self.grows_to {
             base.grow(size)?;
         }
@@ -412,16 +450,38 @@ impl Plan {
         base.finish()?;
         observer.check()?;
         for (file, (index, backing)) in relinked.iter().zip(&self.relinked) {
-            set_backing(&**file, Some(backing))?;
+            let renewal = Renewal::anew(&self.chain, Some(self.layer(self.base)?));
+            set_backing(&**file, Some(backing), renewal)?;
             if self.after == After::Delete {
                 delete_files(self.layer(index + 1)?)?;
             }
         }
         match (self.after, &emptied) {
-            (After::Delete, _) if self.top == 0 => delete_files(self.layer(0)?),
-            (After::Empty, Some(top)) => metadata::empty(&**top, &CheckOptions::default()),
-            _ => Ok(()),
+            (After::Delete, _) if self.top == 0 => delete_files(self.layer(0)?)?,
+            (After::Empty, Some(top)) => metadata::empty(&**top, &CheckOptions::default())?,
+            _ => {}
         }
+        suspended
+            .iter()
+            .try_for_each(|(index, file)| self.stamp_again(*index, &**file))
+    }
+
+    /// Ends the suspension of a layer's stamp: a new one where the chain goes on through it, the old one, which tells on it, where it
+    /// would show something else.
+    fn stamp_again(&self, index: usize, file: &dyn Storage) -> Result<()> {
+        let goes_on = match self.after {
+            After::Delete => return Ok(()),
+            After::Keep => true,
+            After::Empty => index < self.top || self.base == self.top + 1,
+        };
+        let old = self.layer(index)?.header.as_ref().and_then(Header::stamp);
+        let below = self.layer(index + 1)?;
+        change_stamp(file, |header| match &header.backing {
+            Some(backing) if goes_on => {
+                Ok(stamp::take_held(below, &backing.name, header.backing_format()).ok())
+            }
+            _ => Ok(old.cloned()),
+        })
     }
 }
 

@@ -3,8 +3,9 @@
 use super::allocated;
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
-use crate::policy::Policy;
+use crate::policy::{ChangedBase, Policy};
 use crate::reference::{Reading, Reference, Source, without_credentials};
+use crate::stamp;
 use catena_engine::qcow2::{self, Qcow2Disk};
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::qcow2::{Autoclear, ClusterBits, Compression, CreateOptions, NewImage, Version};
@@ -14,6 +15,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Images with smaller clusters are stamped only when somebody says so.
+const STAMPED_FROM: u64 = 4096;
 /// Guests see whole sectors.
 const SECTOR: u64 = 512;
 
@@ -70,6 +73,9 @@ pub enum Kind {
 pub struct Qcow2Options {
     /// The backing image, by the name that is recorded, and its format.
     pub backing: Option<(String, Format)>,
+    /// Whether the image keeps what its backing image is, so that it is noticed when that changes. Left out where the backing image
+    /// is not looked at or is in use, and where the first cluster is so small that other programs may need its room.
+    pub stamp: bool,
     /// Whether the backing image is left unlooked at, as with `qemu-img create -u`. The size must be given then.
     pub unchecked_backing: bool,
     /// Format version.
@@ -92,6 +98,7 @@ impl Default for Qcow2Options {
     fn default() -> Self {
         Self {
             backing: None,
+            stamp: true,
             unchecked_backing: false,
             version: Version::V3,
             cluster_size: 65_536,
@@ -179,7 +186,19 @@ pub(super) fn lay_out(request: &Request, policy: &Policy) -> Result<NewImage> {
     };
     let backing_size = backing.as_ref().and_then(|chain| chain.active()?.virtual_size());
     let size = request.size.or(backing_size).ok_or_else(no_size)?;
-    Ok(NewImage::lay_out(&qcow2_options(options, size)?)?)
+    let plain = qcow2_options(options, size)?;
+    let may_stamp = options.stamp && policy.changed_base() != ChangedBase::Ignore;
+    let base = backing.as_ref().and_then(Chain::active);
+    let stamp = base
+        .zip(plain.backing.as_ref())
+        .filter(|_| may_stamp && options.cluster_size >= STAMPED_FROM)
+        .and_then(|(base, (name, word))| stamp::take(base, name, Some(word)).ok());
+    let stamped = CreateOptions {
+        stamp,
+        ..plain.clone()
+    };
+    // What its user asked for has the room.
+    Ok(NewImage::lay_out(&stamped).or_else(|_| NewImage::lay_out(&plain))?)
 }
 
 impl Plan {

@@ -7,8 +7,8 @@ use super::convert::part_of;
 use super::create::{self, Existing, Kind, Preallocation, Qcow2Options};
 use super::observer::Observer;
 use crate::policy::Policy;
-use catena_engine::{Error, ErrorKind, Result};
-use catena_format::qcow2::NewImage;
+use catena_engine::{Error, ErrorKind, Result, StorageBytes};
+use catena_format::qcow2::{Header, NewImage};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage, sync_directory_of};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with, syncfs};
 use std::collections::{BTreeMap, BTreeSet};
@@ -175,11 +175,19 @@ fn is_untouched(path: &Path, image: &NewImage) -> Result<bool> {
     if file.is_block_device() || file.len()? != image.len {
         return Ok(false);
     }
-    let writes: BTreeMap<u64, &[u8]> = image
-        .writes
-        .iter()
-        .map(|(offset, bytes)| (*offset, bytes.as_slice()))
-        .collect();
+    let mut writes: BTreeMap<u64, Vec<u8>> = image.writes.iter().cloned().collect();
+    // Two stamps of one base are two all the same: they were not taken at the same time.
+    let mut header = image.header.clone();
+    let ours = header.stamp().cloned();
+    let theirs = Header::read(&StorageBytes::new(&file)?)
+        .ok()
+        .and_then(|found| found.stamp().cloned());
+    if let (Some(ours), Some(theirs)) = (ours, theirs)
+        && ours.same_base(&theirs)
+    {
+        header.set_stamp(Some(theirs));
+        writes.insert(0, header.encode()?);
+    }
     let mut expected = vec![0; usize::try_from(image.len).unwrap_or(usize::MAX)];
     for (offset, bytes) in writes {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -187,7 +195,7 @@ fn is_untouched(path: &Path, image: &NewImage) -> Result<bool> {
             .checked_add(bytes.len())
             .and_then(|end| expected.get_mut(start..end))
         {
-            place.copy_from_slice(bytes);
+            place.copy_from_slice(&bytes);
         }
     }
     let mut found = vec![0; expected.len()];

@@ -14,6 +14,7 @@ use crate::chain::{Chain, End, Layer, Link};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
+use crate::stamp::Renewal;
 use crate::writable::{Reserved, Through, plainly};
 use catena_engine::{Error, ErrorKind, Result, Unmap};
 use catena_storage::LocalFile;
@@ -37,6 +38,8 @@ pub struct Request {
 pub struct Plan {
     chain: Chain,
     backing: Option<NewBacking>,
+    /// What it will stand on.
+    base: Chain,
     held: Held,
     to_compare: u64,
     moving: Moving,
@@ -60,11 +63,8 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         Ok(()) => Error::new(ErrorKind::NotFound, "there is no image"),
     })?;
     changeable_header(image)?;
-    let new = match &request.backing {
-        None => Chain {
-            layers: Vec::new(),
-            end: End::Terminated,
-        },
+    let base = match &request.backing {
+        None => Chain::without_layers(End::Terminated),
         Some(backing) => {
             let start = Start {
                 source: resolve(backing, image)?,
@@ -78,14 +78,14 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     let same = request
         .backing
         .as_ref()
-        .is_some_and(|backing| is_same_backing(&chain, backing, &new));
+        .is_some_and(|backing| is_same_backing(&chain, backing, &base));
     let (held, to_compare) = if same {
         (Held::Same(image.reopen_for_writing()?), 0)
     } else {
         chain.check_complete()?;
-        new.check_complete()?;
+        base.check_complete()?;
         chain.check_not_encrypted(0)?;
-        new.check_not_encrypted(0)?;
+        base.check_not_encrypted(0)?;
         let reserved = image.reserve()?;
         let view = |below: &[Layer]| {
             // The image itself is locked for writing, by us.
@@ -93,7 +93,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             View::open_with(own.chain(below.iter().map(|layer| (layer, Sharing::Locked))))
         };
         let old = view(chain.layers.get(1..).unwrap_or_default())?;
-        let new = view(&new.layers)?;
+        let new = view(&base.layers)?;
         let pair = Pair { a: &old, b: &new };
         let to_compare = bytes_to_copy(pair.stretches(old.size(), |_| false))?;
         let held = Held::Compared {
@@ -105,6 +105,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     };
     Ok(Plan {
         backing: request.backing.clone(),
+        base,
         held,
         to_compare,
         moving: request.moving.clone(),
@@ -171,7 +172,11 @@ impl Plan {
             }
         };
         observer.check()?;
-        set_backing(&*file, self.backing.as_ref())
+        let renewal = match self.held {
+            Held::Same(_) => Renewal::follow(&self.chain),
+            Held::Compared { .. } => Renewal::anew(&self.chain, self.base.active()),
+        };
+        set_backing(&*file, self.backing.as_ref(), renewal)
     }
 }
 

@@ -6,14 +6,15 @@
 
 use super::observer::Observer;
 use super::view::{View, first_difference};
-use crate::chain::{Chain, Layer, Link};
+use crate::chain::{Chain, End, Layer, Link};
 use crate::detect::{Start, detect, quoted};
 use crate::open::Sharing;
 use crate::policy::Policy;
 use crate::reference::{Reading, Reference, Source};
+use crate::stamp::{Held, Renewal};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::qcow2::rewrite::{self, Write};
-use catena_format::qcow2::{Autoclear, BackingName, Extension, Header, Incompatible};
+use catena_format::qcow2::{Autoclear, BackingName, Extension, Header, Incompatible, Stamp};
 use catena_format::{Format, limits};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use std::fmt;
@@ -140,6 +141,15 @@ fn decide(request: &Request, word: Option<&str>, policy: &Policy, observer: &dyn
     };
 
     let mut new_header = changed(header, request.backing.as_ref())?;
+    let base = new_chain.as_ref().and_then(Chain::active);
+    let held = base.map(Held::of).transpose();
+    let renewal = match (view, &held) {
+        (ViewStays::SameBacking, _) => Renewal::follow(&chain),
+        // What somebody writes just now has no stamp.
+        (_, Err(_)) => Renewal::anew(&chain, None),
+        (_, Ok(_)) => Renewal::anew(&chain, base),
+    };
+    renewal.apply(header, &mut new_header);
     if let Some(word) = word {
         for extension in &mut new_header.extensions {
             if let Extension::BackingFormat(recorded) = extension {
@@ -209,13 +219,42 @@ impl Plan {
 }
 
 /// Rewrites what an open image records about its backing. The caller has locked it, and knows that the view stays.
-pub(super) fn set_backing(file: &dyn Storage, backing: Option<&NewBacking>) -> Result<()> {
+pub(super) fn set_backing(
+    file: &dyn Storage,
+    backing: Option<&NewBacking>,
+    renewal: Renewal<'_>,
+) -> Result<()> {
+    change_header(file, |old| {
+        let mut new = changed(old, backing)?;
+        renewal.apply(old, &mut new);
+        Ok(new)
+    })
+}
+
+/// Rewrites the header of an open image, which the caller has locked. Tables are not moved.
+pub(super) fn change_header(
+    file: &dyn Storage,
+    change: impl FnOnce(&Header) -> Result<Header>,
+) -> Result<()> {
     let header = Header::read(&StorageBytes::new(file)?)?;
     let area = read_area(
         file,
         usize::try_from(header.cluster_bits.size()).unwrap_or_default(),
     )?;
-    write_each(file, &rewrite::plan(&area, &header, &changed(&header, backing)?)?)
+    write_each(file, &rewrite::plan(&area, &header, &change(&header)?)?)
+}
+
+/// Rewrites the stamp of an open image, which the caller has locked.
+pub(super) fn change_stamp(
+    file: &dyn Storage,
+    stamp: impl FnOnce(&Header) -> Result<Option<Stamp>>,
+) -> Result<()> {
+    change_header(file, |old| {
+        let mut new = old.clone();
+        new.autoclear &= Autoclear::KNOWN;
+        new.set_stamp(stamp(old)?);
+        Ok(new)
+    })
 }
 
 pub(super) fn write_each(file: &dyn Storage, writes: &[Write]) -> Result<()> {
@@ -377,10 +416,7 @@ fn check_view(
     chain
         .check_complete()
         .map_err(|error| cannot("the chain as it is", &error))?;
-    let below = Chain {
-        layers: Vec::new(),
-        end: crate::chain::End::Terminated,
-    };
+    let below = Chain::without_layers(End::Terminated);
     let old_layers: Vec<_> = chain.layers.iter().collect();
     let old = View::open(&old_layers, Sharing::Locked)?;
     let new = View::over(overlay, Some(new_chain.unwrap_or(&below)), Sharing::Locked)

@@ -13,6 +13,7 @@ use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
+use crate::stamp::Renewal;
 use crate::writable::{Reserved, Through, plainly};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
 use std::fmt;
@@ -158,7 +159,8 @@ impl Plan {
         copy.run(Pieces::new(pieces, view.size(), align))?;
         let file = writable.finish()?;
         observer.check()?;
-        set_backing(&*file, self.backing.as_ref())
+        let renewal = Renewal::anew(&self.chain, self.chain.layers.get(self.kept));
+        set_backing(&*file, self.backing.as_ref(), renewal)
     }
 }
 

@@ -84,7 +84,9 @@ fn a_commit_that_was_stopped_between_deletions_is_finished_by_the_same_again() {
             // The layer above is put on the base, then the layer goes; so far so many are gone.
             for (count, is_put) in (0..gone.len()).flat_map(|count| [(count, false), (count, true)]) {
                 let put = count + usize::from(is_put);
-                let above: Vec<_> = ["b", "c"].into_iter().take(put).chain(["base"]).collect();
+                // Before the base was written, the stamp of the lowest layer was suspended.
+                let lowest = ["base", "a"];
+                let above: Vec<_> = ["b", "c"].into_iter().take(put).chain(lowest).collect();
                 lab.put_back(&written(&above));
                 for name in &gone[..count] {
                     std::fs::remove_file(lab.path(name)).unwrap();

@@ -52,6 +52,9 @@ pub struct OptionArgs {
     /// Options of the new image's format, as for qemu-img
     #[arg(short, long = "option", value_name = "KEY=VALUE,…")]
     option: Vec<String>,
+    /// Keep nothing of what the backing image is: nobody will notice if it changes
+    #[arg(long)]
+    no_stamp: bool,
 }
 
 impl OptionArgs {
@@ -82,6 +85,7 @@ impl OptionArgs {
             }
             NewFormat::Qcow2 => Kind::Qcow2(Box::new(Qcow2Options {
                 backing,
+                stamp: !self.no_stamp,
                 ..qcow2_options(others)?
             })),
         };

@@ -124,7 +124,7 @@ impl Request {
             check_base(&path, format, shown)?;
         }
         let failed = |why: catena::Error| error(format!("Block job failed: {}", errno::word(&why)));
-        commit::plan(&request, &Policy::libvirt())
+        commit::plan(&request, &Policy::qemu())
             .and_then(|plan| plan.execute(percent))
             .map_err(failed)?;
         percent.complete();

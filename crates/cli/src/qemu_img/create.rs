@@ -267,7 +267,7 @@ impl Vetted {
             kind,
             preallocation,
         };
-        let plan = create::plan(&request, &Policy::libvirt()).map_err(|failed| self.explain(&failed))?;
+        let plan = create::plan(&request, &Policy::qemu()).map_err(|failed| self.explain(&failed))?;
         plan.execute().map_err(|failed| match failed.kind() {
             ErrorKind::NoSpace => format!("{}{}", self.no_space(preallocation), errno::word(&failed)),
             _ => self.explain(&failed),
@@ -471,6 +471,7 @@ fn qcow2_options(
     }
     let options = Qcow2Options {
         backing: backing_file.map(|name| (name.to_owned(), backing_format.unwrap_or(Format::Raw))),
+        stamp: false,
         unchecked_backing: unchecked,
         version,
         cluster_size,

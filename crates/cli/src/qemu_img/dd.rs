@@ -155,7 +155,7 @@ fn copy(disk: Arc<dyn Disk>, range: Range<u64>, created: &Opened) -> Result<()> 
         },
         compressed: false,
     };
-    let copied = convert::plan(&request, &Policy::libvirt()).and_then(|plan| plan.execute(&Silent));
+    let copied = convert::plan(&request, &Policy::qemu()).and_then(|plan| plan.execute(&Silent));
     copied.and_then(|()| target.finish()).map_err(|failed| {
         let doing = match failures.any() {
             true => "reading from input",

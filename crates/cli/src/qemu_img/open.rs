@@ -182,7 +182,7 @@ pub fn open_node(node: Node, purpose: Purpose) -> Result<Opened, String> {
             size: node.size,
         });
     }
-    let policy = Policy::libvirt();
+    let policy = Policy::qemu();
     let start = Start {
         source,
         format: Some(format),

@@ -266,8 +266,8 @@ impl Said {
             },
             compressed: self.compressed,
         };
-        let plan = rebase::plan(&request, &Policy::libvirt())
-            .map_err(|failed| self.not_changed(&reason(&failed)))?;
+        let plan =
+            rebase::plan(&request, &Policy::qemu()).map_err(|failed| self.not_changed(&reason(&failed)))?;
         plan.execute(percent).map_err(|failed| {
             error(format!(
                 "Error while writing to COW image: {}",
@@ -287,7 +287,7 @@ impl Said {
         };
         let word = self.backing_format.as_deref();
         let word = word.filter(|word| request.backing.is_some() && Format::from_qemu(word).is_none());
-        let policy = Policy::libvirt();
+        let policy = Policy::qemu();
         let plan = match word {
             Some(word) => relink::plan_recording(&request, word, &policy, &Silent),
             None => relink::plan(&request, &policy, &Silent),

@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     // References lead nowhere under this policy, so the walk ends after the header.
     let alone = Policy::parse("alone", "[reach]\nschemes = []\ndata-files = false")?;
     let chain = detect(&Start::at(&args.image, args.format), &alone);
-    let Chain { layers, end } = chain;
+    let Chain { layers, end, .. } = chain;
     let Some(layer) = layers.first() else {
         return Err(match end {
             End::Broken(broken) => broken.error,

@@ -286,7 +286,7 @@ impl Conversion<'_> {
             compressed: said.compressed,
         };
         let watcher = Watcher { conversion: self };
-        convert::plan(&request, &Policy::libvirt())
+        convert::plan(&request, &Policy::qemu())
             .and_then(|plan| plan.execute(&watcher))
             .map_err(|failed| error(failures.text(&failed)))
     }
