@@ -1,5 +1,6 @@
 //! Words and numbers as people read them.
 
+use std::time::Duration;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// A text from an image or a path, made safe to print: it must not steer the terminal, or look like several lines.
@@ -145,6 +146,15 @@ pub fn count(number: u64, noun: &str) -> String {
         1 => format!("1 {noun}"),
         number => format!("{number} {noun}s"),
     }
+}
+
+/// Reads how long something is, or how old: `36h`, `30d`, `2 weeks`, `1y 6mo`. Months and years are those before now.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    let bad = || format!("'{text}' is no time: a number and h, d, w, mo or y");
+    let span: jiff::Span = text.parse().map_err(|_| bad())?;
+    let now = jiff::Zoned::now();
+    let then = now.checked_sub(span.abs()).map_err(|_| bad())?;
+    Ok(now.duration_since(&then).unsigned_abs())
 }
 
 /// Reads a number of bytes as qemu-img does: `4096`, `64k`, `1.5G`; a suffix is a power of 1024.

@@ -16,6 +16,7 @@ mod walk;
 pub use header::{Header, Recorded};
 pub use index::Index;
 pub use sizes::Sizes;
+pub use walk::TRASH;
 
 use crate::policy::{Policy, Role};
 use crate::reference::{LostKind, Source, without_credentials};
@@ -58,6 +59,8 @@ impl Search {
 pub struct Forest {
     images: Vec<Image>,
     objects: HashMap<Object, usize>,
+    /// Folders of what was removed and is kept for a while.
+    pub trash: Vec<PathBuf>,
     /// Folders that could not be read: what lies there is not known.
     pub errors: Vec<Error>,
 }
@@ -170,6 +173,7 @@ impl Forest {
     pub fn grow(search: &Search, policy: Option<&Policy>, index: Option<&Index>) -> Self {
         let walked = walk(&search.places, search.levels);
         let mut forest = Self {
+            trash: walked.trash,
             errors: walked.errors,
             ..Self::default()
         };

@@ -61,10 +61,15 @@ impl Stat {
     }
 }
 
+/// The folder that keeps what was removed, beside where it was: nothing in it stands on anything, and nothing stands on it.
+pub const TRASH: &str = ".catena-trash";
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Walked {
     pub entries: Vec<Entry>,
+    /// Folders of what was removed and is kept for a while. They are not looked into.
+    pub trash: Vec<PathBuf>,
     /// Folders that could not be read.
     pub errors: Vec<Error>,
 }
@@ -99,9 +104,11 @@ pub(super) fn walk(names: &[PathBuf], levels: usize) -> Walked {
     });
     for part in parts {
         walked.entries.extend(part.entries);
+        walked.trash.extend(part.trash);
         walked.errors.extend(part.errors);
     }
     // Real names before links, then by name: what is found does not depend on who found it first.
+    walked.trash.sort_unstable();
     walked
         .entries
         .sort_unstable_by(|a, b| (a.link, &a.path).cmp(&(b.link, &b.path)));
@@ -170,7 +177,9 @@ fn read(folder: &Path, levels: usize, walked: &mut Walked, deeper: &mut Vec<(Pat
             entry.path()
         };
         if kind.is_dir() {
-            if let Some(levels) = levels.checked_sub(1) {
+            if entry.file_name() == TRASH {
+                walked.trash.push(path);
+            } else if let Some(levels) = levels.checked_sub(1) {
                 deeper.push((path, levels));
             }
             continue;

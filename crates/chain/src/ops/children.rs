@@ -3,11 +3,12 @@
 //! No image records its overlays, so they are looked for: in the image's own folder and in those the caller names. An overlay
 //! elsewhere is not found; nobody can find it without knowing where to look.
 
+use super::folder_of;
 use crate::chain::Layer;
 use crate::forest::{Forest, Object, Search, To};
 use catena_engine::{Error, ErrorKind, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Children that an error names.
 const NAMED: usize = 4;
@@ -77,13 +78,6 @@ impl OtherChildren {
             .collect();
         found.sort_by(|a, b| a.0.cmp(&b.0));
         refuse(&found)
-    }
-}
-
-fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

@@ -434,10 +434,13 @@ fn open_target(path: &Path, format: Option<Format>, is_new: bool, policy: &Polic
     })
 }
 
+/// How the name of a file ends that is not complete yet.
+pub(super) const UNFINISHED: &str = ".catena-part";
+
 /// The name of a file that is not complete yet.
 pub(super) fn part_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".catena-part");
+    name.push(UNFINISHED);
     name.into()
 }
 

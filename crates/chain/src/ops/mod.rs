@@ -19,15 +19,19 @@ pub mod copy;
 pub mod create;
 pub mod diff;
 pub mod fork;
+pub mod gc;
 pub mod hash;
 pub mod input;
+pub mod keep;
 mod line;
 pub mod measure;
 pub mod observer;
 mod passed;
 mod pieces;
+pub mod prune;
 pub mod rebase;
 pub mod relink;
+pub mod remove;
 pub mod resize;
 pub mod script;
 pub mod snapshot;
@@ -43,3 +47,13 @@ pub use input::{Concatenated, Input, Part};
 pub use line::{MOST_THREADS, processors};
 pub use observer::{Observer, Silent};
 pub use unsynced::Unsynced;
+
+use std::path::{Path, PathBuf};
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

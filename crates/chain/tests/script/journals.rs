@@ -1,13 +1,13 @@
 //! Whose journals are believed, and what becomes of files that change while a script is cut off.
 
-use crate::lab::{StoppedAt, journals, listing, resume, shown};
+use crate::lab::{Guest, StoppedAt, journals, listing, resume, shown};
 use catena::ops::script::{Direction, FileId, Journal, Script, Step, interrupted};
 use catena::ops::{Observer, Silent};
 use catena::{ErrorKind, Policy};
 use catena_testkit::Folder;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An image, its copy, and the end of the image.
@@ -148,24 +148,14 @@ fn nobody_writes_what_was_copied_until_it_is_deleted() {
 #[test]
 fn what_somebody_writes_is_not_copied() {
     let folder = folder();
-    let mut io = Command::new("qemu-io")
-        .args(["-f", "raw", "a.raw"])
-        .current_dir(folder.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The prompt comes when it has the image open.
-    let mut prompt = [0; 1];
-    std::io::Read::read_exact(io.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+    let guest = Guest::of(&folder, "raw", "a.raw");
     let error = moving(&folder)
         .execute(folder.path(), &Policy::libvirt(), &Silent)
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked, "{}", error.full());
     assert!(error.full().contains("qemu-io"), "{}", error.full());
     assert_eq!(listing(folder.path()), ["a.raw"]);
-    drop(io.stdin.take());
-    io.wait().unwrap();
+    drop(guest);
 }
 
 #[test]

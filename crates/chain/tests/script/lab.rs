@@ -6,7 +6,7 @@ use catena::{Chain, Error, GuestOffset, Policy, Start, detect};
 use catena_testkit::Folder;
 use rustix::process::{Signal, getpid, kill_process};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where the process finds what it is to do: the test, the folder, what to do, and the point at which it is killed.
@@ -155,4 +155,30 @@ pub fn listing(folder: &Path) -> Vec<String> {
     }
     found.sort();
     found
+}
+
+/// A program that has an image open for writing, until it is dropped.
+pub struct Guest(Child);
+
+impl Guest {
+    pub fn of(folder: &Folder, format: &str, image: &str) -> Self {
+        let mut io = Command::new("qemu-io")
+            .args(["-f", format, image])
+            .current_dir(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The prompt comes when it has the image open.
+        let mut prompt = [0; 1];
+        std::io::Read::read_exact(io.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+        Self(io)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
 }

@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod housekeeping;
 mod journals;
 mod lab;
 mod steps;

@@ -1,6 +1,6 @@
 //! `catena children`: the images that stand on one.
 
-use super::forest::{RelationArgs, named};
+use super::forest::{self, RelationArgs, named};
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::text::printable;
@@ -38,7 +38,7 @@ struct Children {
 /// Prints them.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let (forest, number) = args.relation.grow()?;
-    RelationArgs::warn(&forest);
+    forest::warn(&forest.errors);
     let children = if args.all {
         forest.dependents(number)
     } else {

@@ -45,11 +45,7 @@ impl RelationArgs {
     pub fn grow(&self) -> Result<(Forest, usize), CommandError> {
         let mut places = self.folders.clone();
         if places.is_empty() {
-            let parent = self
-                .image
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            places.push(parent.unwrap_or(Path::new(".")).to_owned());
+            places.push(folder_of(&self.image));
         }
         places.push(self.image.clone());
         let forest = self.forest.grow(&places, false)?;
@@ -58,15 +54,23 @@ impl RelationArgs {
         })?;
         Ok((forest, number))
     }
+}
 
-    /// What could not be looked into: an answer that says "nobody" does not speak of it.
-    pub fn warn(forest: &Forest) {
-        for error in &forest.errors {
-            let _ = writeln!(
-                anstream::stderr(),
-                "catena: {error}; what lies there is not known"
-            );
-        }
+/// Tells of folders that could not be looked into: an answer that says "nobody" does not speak of what lies there.
+pub fn warn(unknown: &[Error]) {
+    for error in unknown {
+        let _ = writeln!(
+            anstream::stderr(),
+            "catena: {error}; what lies there is not known"
+        );
+    }
+}
+
+/// The folder that a file lies in.
+pub fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

@@ -20,6 +20,7 @@ mod facts;
 pub mod flatten;
 mod forest;
 pub mod fork;
+pub mod gc;
 pub mod hash;
 pub mod info;
 pub mod man;
@@ -27,11 +28,13 @@ pub mod map;
 pub mod measure;
 mod moving;
 mod options;
+pub mod prune;
 pub mod qemu_img;
 pub mod rebase;
 pub mod reference;
 pub mod relink;
 pub mod resize;
+pub mod rm;
 pub mod show;
 pub mod snapshot;
 pub mod stream;
@@ -79,6 +82,12 @@ pub enum Command {
     Flatten(flatten::Args),
     /// Put an image on another backing image, and copy into it what would change
     Rebase(rebase::Args),
+    /// Remove images, unless others stand on them; those can take in first what they would lose
+    Rm(rm::Args),
+    /// Let points in time leave a chain that are not worth keeping any more
+    Prune(prune::Args),
+    /// Find what housekeeping left, and what nothing needs
+    Gc(gc::Args),
     /// Rewrite what an overlay records about its backing image, if its guest's view stays
     Relink(relink::Args),
     /// Tell whether two disks show their guests the same
@@ -141,6 +150,9 @@ impl Command {
             Self::Stream(args) => stream::run(args),
             Self::Flatten(args) => flatten::run(args),
             Self::Rebase(args) => rebase::run(args),
+            Self::Rm(args) => rm::run(args),
+            Self::Prune(args) => prune::run(args),
+            Self::Gc(args) => gc::run(args),
             Self::Relink(args) => relink::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Diff(args) => diff::run(args),

@@ -1,6 +1,6 @@
 //! `catena why`: may an image be deleted, moved or written, and who would suffer?
 
-use super::forest::{RelationArgs, named};
+use super::forest::{self, RelationArgs, named};
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::text::{count, printable, size};
@@ -69,7 +69,7 @@ struct Verdict {
 /// Says it.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let (forest, number) = args.relation.grow()?;
-    RelationArgs::warn(&forest);
+    forest::warn(&forest.errors);
     let verdicts = Verdicts::of(&forest, number)?;
     let mut out = output::stdout();
     match args.output {

@@ -6,11 +6,12 @@ use crate::ops::observer::Observer;
 use catena_engine::{Error, Result};
 use catena_storage::{Carry, LocalFile, SpanKind, Storage, carry};
 use rustix::fs::{
-    CWD, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr, fsetxattr,
-    fstat, futimens, openat,
+    CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
+    fsetxattr, fstat, fsync, futimens, openat,
 };
 use rustix::io::Errno;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Bytes moved before anybody is asked whether to go on.
@@ -48,21 +49,7 @@ pub(super) fn write_part(
         records.write(&target)?;
     }
     let source_file = File::from(rustix::io::dup(&opened).map_err(|error| failed(error, "open", from))?);
-    keep_attributes(&source_file, &file).map_err(cannot)?;
-    let stat = fstat(&source_file).map_err(|error| failed(error, "find", from))?;
-    let nanoseconds = |value: u64| value.try_into().unwrap_or_default();
-    let times = Timestamps {
-        last_access: rustix::fs::Timespec {
-            tv_sec: stat.st_atime,
-            tv_nsec: nanoseconds(stat.st_atime_nsec),
-        },
-        last_modification: rustix::fs::Timespec {
-            tv_sec: stat.st_mtime,
-            tv_nsec: nanoseconds(stat.st_mtime_nsec),
-        },
-    };
-    futimens(&file, &times).map_err(cannot)?;
-    rustix::fs::fsync(&file).map_err(cannot)?;
+    keep_all(&source_file, &file).map_err(cannot)?;
     let copy = Seen::of_open(&file, &part)?;
     observer.check()?;
     Ok((part, before, copy))
@@ -100,8 +87,24 @@ fn bytes(source: &LocalFile, target: &LocalFile, observer: &dyn Observer) -> Res
     Ok(())
 }
 
+/// Gives a file everything that is known about another one but its content, durably.
+pub(super) fn keep_all(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {
+    keep_attributes(from, to)?;
+    let stat = fstat(from)?;
+    let time = |seconds, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds.try_into().unwrap_or_default(),
+    };
+    let times = Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    };
+    futimens(to, &times)?;
+    fsync(to)
+}
+
 /// Gives a file the owner, mode and extended attributes of another, as far as this user may.
-pub(super) fn keep_attributes(from: &File, to: &File) -> rustix::io::Result<()> {
+pub(super) fn keep_attributes(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {
     let stat = fstat(from)?;
     let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     // Who may not give it away keeps it, as with any copy; the group perhaps can be kept alone.

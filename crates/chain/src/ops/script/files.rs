@@ -1,13 +1,15 @@
 //! What a script does to names of files: each change durable when it returns, and none over what is there.
 
+use super::super::convert::UNFINISHED;
 use catena_engine::{Error, ErrorKind, Result};
 use catena_storage::sync_directory_of;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, StatxFlags, linkat, openat, renameat_with,
-    statx, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Statx, StatxFlags, Timespec, Timestamps, UTIME_OMIT,
+    fsync, futimens, linkat, openat, renameat_with, statx, unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -180,10 +182,38 @@ pub(super) fn is_regular(path: &Path) -> bool {
     rustix::fs::lstat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
+/// Sets the time of a file's last change, and makes that durable.
+pub(super) fn set_modified(path: &Path, (seconds, nanoseconds): (i64, u32)) -> Result<()> {
+    let cannot = |error| failed(error, "set the time of", path);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(CWD, path, flags, Mode::empty()).map_err(cannot)?;
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.into(),
+        },
+    };
+    futimens(&file, &times)
+        .and_then(|()| fsync(&file))
+        .map_err(cannot)
+}
+
 /// Where a file is written before it gets its name: a name that no other script, and no other step, uses.
 pub(super) fn part_of(path: &Path, script: &str, step: usize) -> PathBuf {
-    path.with_file_name(format!("{PREFIX}{script}-{step}.part"))
+    path.with_file_name(format!("{PREFIX}{script}-{step}{PART}"))
+}
+
+/// Whether a file's name is that of a part, of a script's or of a new image, that was never complete.
+pub fn is_part(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name.ends_with(UNFINISHED) || (name.starts_with(PREFIX) && name.ends_with(PART))
 }
 
 /// How the names of journals and parts begin.
 pub(super) const PREFIX: &str = ".catena-";
+/// How the names of parts end.
+const PART: &str = ".part";

@@ -14,7 +14,7 @@ mod recorded;
 mod run;
 mod step;
 
-pub use files::FileId;
+pub use files::{FileId, is_part};
 pub use journal::{Journal, find};
 pub use recorded::Recorded;
 pub use step::Step;

@@ -154,6 +154,11 @@ impl<'a> Run<'a> {
                 self.journal.set_begun(number)?;
                 plan.execute(self.observer)
             }
+            Step::Supplant { from, to, file, old } => {
+                self.journal.set_begun(number)?;
+                supplant(from, to, *file, *old)
+            }
+            Step::Date { path, modified } => files::set_modified(path, *modified),
             Step::Replace { file, from, to } => self.replace(number, file, from, to),
             Step::Delete { path, file, kept } => self.delete(path, *file, kept.as_deref()),
         }
@@ -207,13 +212,15 @@ impl<'a> Run<'a> {
                 relink(image, to, from)
             }
             // It shows what it did, and holds more of it itself.
-            Step::Stream { .. } => Ok(()),
+            Step::Stream { .. } | Step::Date { .. } => Ok(()),
             Step::Replace { file, from, to } => match self.replace(number, file, to, from) {
                 Err(error) if may_be_unmade && error.kind() == ErrorKind::Conflict => Ok(()),
                 result => result,
             },
-            Step::Commit { .. } if self.journal.has_begun(number) => Err(cannot_take_back(step)),
-            Step::Commit { .. } => Ok(()),
+            Step::Commit { .. } | Step::Supplant { .. } if self.journal.has_begun(number) => {
+                Err(cannot_take_back(step))
+            }
+            Step::Commit { .. } | Step::Supplant { .. } => Ok(()),
             Step::Delete { path, file, .. } => match FileId::find(path)? {
                 Some(found) if found == *file => Ok(()),
                 _ => Err(cannot_take_back(step)),
@@ -421,6 +428,24 @@ fn rename(from: &Path, to: &Path, file: FileId) -> Result<()> {
     }
     expect(from, file)?;
     files::rename_new(from, to)
+}
+
+/// Gives a file the name of another, unless it has it already. Nobody may use either.
+fn supplant(from: &Path, to: &Path, file: FileId, old: FileId) -> Result<()> {
+    if FileId::find(to)? == Some(file) {
+        return Ok(());
+    }
+    expect(from, file)?;
+    expect(to, old)?;
+    let alone = |path: &Path, write: bool| {
+        let options = OpenOptions::new().write(write).lock(LockMode::Write);
+        LocalFile::open(path, &options)
+            .map_err(|error| in_use(error.into(), "stop it first: an image in use is not replaced"))
+    };
+    let (stays, goes) = (alone(from, true)?, alone(to, false)?);
+    let (stays, goes) = (stays.opened()?, goes.opened()?);
+    copy::keep_all(&goes, &stays).map_err(|error| files::failed(error, "write to", from))?;
+    files::rename_over(from, to)
 }
 
 /// Changes what an image records, under a lock that excludes every other user.

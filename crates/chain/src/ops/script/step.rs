@@ -9,6 +9,7 @@ use super::recorded::Recorded;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One step of a script.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +91,25 @@ pub enum Step {
         /// What becomes of the committed layers.
         after: After,
     },
+    /// A file gets the name of another one, which goes; with its mode, owner, attributes and times. Both are in one folder. It cannot be taken
+    /// back.
+    Supplant {
+        /// The old name of the file that stays.
+        from: PathBuf,
+        /// The name of the file that goes.
+        to: PathBuf,
+        /// The file that stays.
+        file: FileId,
+        /// The file that goes.
+        old: FileId,
+    },
+    /// The time of a file's last change, as it shall be: its content stands for that time still. Nothing is taken back.
+    Date {
+        /// The file.
+        path: PathBuf,
+        /// Seconds since 1970, and nanoseconds.
+        modified: (i64, u32),
+    },
     /// A text file gets another text, at once and whole; mode and owner stay.
     Replace {
         /// The file.
@@ -112,9 +132,23 @@ pub enum Step {
 }
 
 impl Step {
+    /// Dates a file that has changed, but still stands for the time of its last change: a second later, so that whoever compares times
+    /// to find out what to copy sees that it has.
+    pub fn date(path: &Path, time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        Self::Date {
+            path: path.to_owned(),
+            modified: (seconds.saturating_add(1), since.subsec_nanos()),
+        }
+    }
+
     /// Whether it cannot be taken back once it is begun.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Commit { .. } | Self::Delete { .. })
+        matches!(
+            self,
+            Self::Commit { .. } | Self::Delete { .. } | Self::Supplant { .. }
+        )
     }
 
     /// The paths that it is about.
@@ -123,9 +157,11 @@ impl Step {
             Self::Folder { path, .. } | Self::RemoveFolder { path } | Self::Symlink { path, .. } => {
                 (path, None, None)
             }
-            Self::Link { from, to, .. } | Self::Copy { from, to, .. } | Self::Rename { from, to, .. } => {
-                (from, Some(to), None)
-            }
+            Self::Link { from, to, .. }
+            | Self::Copy { from, to, .. }
+            | Self::Rename { from, to, .. }
+            | Self::Supplant { from, to, .. } => (from, Some(to), None),
+            Self::Date { path, .. } => (path, None, None),
             Self::Relink { image, .. } => (image, None, None),
             Self::Stream { image, base } => (image, base.as_ref(), None),
             Self::Commit { image, top, base, .. } => (image, Some(top), Some(base)),
@@ -185,6 +221,15 @@ impl fmt::Display for Step {
                     After::Delete => f.write_str(", and delete them"),
                 }
             }
+            Self::Supplant { from, to, .. } => {
+                write!(
+                    f,
+                    "have '{}' take the place of '{}'",
+                    from.display(),
+                    to.display()
+                )
+            }
+            Self::Date { path, .. } => write!(f, "give '{}' the time back that it shows", path.display()),
             Self::Replace { file, .. } => write!(f, "rewrite '{}'", file.display()),
             Self::Delete { path, kept: None, .. } => write!(f, "delete '{}'", path.display()),
             Self::Delete { path, .. } => write!(f, "take the name '{}' away", path.display()),

@@ -1,0 +1,161 @@
+//! `catena gc`: finds what housekeeping left, and what nothing needs.
+
+use super::change::{self, ChangeArgs};
+use super::forest;
+use crate::domain;
+use crate::error::CommandError;
+use crate::output::{self, Output};
+use crate::target::PolicyArgs;
+use crate::text::{self, count, printable, size};
+use catena::ops::gc::{self, Plan, Why};
+use serde::Serialize;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  catena gc /srv/vms
+  catena gc /srv/vms --kept-for 30d --yes
+  catena gc /srv/vms --domain vm1.xml --domain vm2.xml --unneeded --yes
+
+Found are parts of files that an operation left when it was cut off, and what
+'catena rm --trash' removed and was kept for long enough. Where the images or
+domains are named that are in use, so are images that none of them needs.
+
+Nothing is deleted without --yes, and images that nothing needs only with
+--unneeded as well.")]
+pub struct Args {
+    /// The folders, with everything below
+    #[arg(required = true, value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// How long what was removed is kept in the trash
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = text::parse_age)]
+    kept_for: Duration,
+    /// An image that is in use; may be given several times
+    #[arg(long, value_name = "IMAGE")]
+    used: Vec<PathBuf>,
+    /// A file of libvirt's XML whose images are in use; may be given several times
+    #[arg(long, value_name = "FILE")]
+    domain: Vec<PathBuf>,
+    /// Delete what was found
+    #[arg(long)]
+    yes: bool,
+    /// Also the images that nothing in use needs
+    #[arg(long)]
+    unneeded: bool,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    change: ChangeArgs,
+    /// How to print what was found
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+}
+
+#[derive(Serialize)]
+struct Report {
+    found: Vec<Row>,
+    /// Operations that were cut off.
+    journals: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    path: String,
+    why: &'static str,
+    allocated: u64,
+    deleted: bool,
+}
+
+/// Looks, and deletes.
+pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
+    let policy = args.policy.load()?;
+    let mut used = args.used.clone();
+    for file in &args.domain {
+        used.extend(images_of(file)?);
+    }
+    if args.unneeded && used.is_empty() {
+        return Err(catena::Error::new(
+            catena::ErrorKind::Conflict,
+            "what nothing needs is not known unless it is said what is in use",
+        )
+        .with_hint("name the images with --used, or the domains with --domain")
+        .into());
+    }
+    let request = gc::Request {
+        folders: args.folders.clone(),
+        kept_for: args.kept_for,
+        used,
+    };
+    let plan = gc::plan(&request, &policy)?;
+    forest::warn(&plan.unknown);
+    let mut reasons = Vec::new();
+    if args.yes && !args.change.is_dry_run() {
+        reasons.extend([Why::Part, Why::Trash]);
+        reasons.extend(args.unneeded.then_some(Why::Unneeded));
+        let progress = args.change.progress("deleting");
+        plan.execute(&reasons, &policy, &progress)
+            .map_err(change::stopped)?;
+    }
+    if !args.change.is_quiet() {
+        print(&plan, &reasons, args.output)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The files that a document names.
+fn images_of(file: &Path) -> Result<Vec<PathBuf>, CommandError> {
+    let document = domain::read(file)?;
+    let layers = document.disks.iter().flat_map(|disk| &disk.layers);
+    let layers = layers.flat_map(|layer| std::iter::once(layer).chain(layer.data_store.as_deref()));
+    Ok(layers
+        .filter_map(|layer| layer.source()?.path().map(Path::to_owned))
+        .collect())
+}
+
+fn print(plan: &Plan, deleted: &[Why], form: Output) -> Result<(), CommandError> {
+    let mut out = output::stdout();
+    let shown = |path: &Path| path.display().to_string();
+    match form {
+        Output::Json => {
+            let found = plan.found.iter().map(|found| Row {
+                path: shown(&found.path),
+                why: match found.why {
+                    Why::Part => "part",
+                    Why::Trash => "trash",
+                    Why::Unneeded => "unneeded",
+                },
+                allocated: found.allocated,
+                deleted: deleted.contains(&found.why),
+            });
+            let report = Report {
+                found: found.collect(),
+                journals: plan.journals.iter().map(|path| shown(path)).collect(),
+            };
+            output::json(&report, &mut out)?;
+        }
+        Output::Human => {
+            for found in &plan.found {
+                let verb = if deleted.contains(&found.why) {
+                    "deleted "
+                } else {
+                    ""
+                };
+                let (path, size) = (printable(&shown(&found.path)), size(found.allocated));
+                writeln!(out, "{verb}{path}: {size}; {}", found.why)?;
+            }
+            for journal in &plan.journals {
+                let path = printable(&shown(journal));
+                writeln!(out, "{path}: an operation was cut off; 'catena resume' goes on")?;
+            }
+            let all: u64 = plan.found.iter().map(|found| found.allocated).sum();
+            let files = count(plan.found.len() as u64, "file");
+            writeln!(out, "{files}, {} on disk", size(all))?;
+        }
+    }
+    Ok(out.flush()?)
+}
