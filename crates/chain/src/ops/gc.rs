@@ -188,10 +188,7 @@ impl Found {
 fn folders_of(forest: &Forest) -> BTreeSet<PathBuf> {
     let inside = forest.images().iter().filter(|image| image.inside);
     let names = inside.flat_map(|image| &image.names);
-    names
-        .filter_map(|name| name.parent())
-        .map(Path::to_owned)
-        .collect()
+    names.map(|name| folder_of(name)).collect()
 }
 
 fn failed(error: std::io::Error, path: &Path) -> Error {

@@ -8,6 +8,7 @@ mod copies;
 mod cut_off;
 mod diffs;
 mod forests;
+mod housekeeping;
 mod insides;
 mod questions;
 
