@@ -8,11 +8,12 @@ use super::aligned::AlignedBytes;
 use super::carried::{Carried, Offload};
 use super::line::{Line, Next, processors};
 use super::observer::Observer;
-use super::passed::streams;
+use super::passed::{Streams, streams};
 use super::pieces::{PIECE, Piece, Place, What};
 use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Carriage, Disk, Error, ErrorKind, FileRole, GuestOffset, Result, Unmap, WritableDisk};
 use catena_storage::{Alignment, Carry};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -99,6 +100,8 @@ pub(super) struct Buffer {
     pub other: AlignedBytes,
     /// The piece's clusters, where they are compressed.
     packed: Vec<Packed>,
+    /// The bytes of those of them that are.
+    streams: Streams,
 }
 
 /// What becomes of a cluster.
@@ -107,7 +110,7 @@ enum Packed {
     Same,
     Zero,
     Plain,
-    Compressed(Vec<u8>),
+    Compressed(Range<usize>),
 }
 
 impl Copy<'_> {
@@ -239,7 +242,8 @@ impl Copy<'_> {
         let Some(disk) = self.compressed.filter(|_| !self.moving.salvage) else {
             return Ok(false);
         };
-        let streams = streams(self.source, disk, piece)?;
+        buffer.streams.clear();
+        let streams = streams(self.source, disk, piece, &mut buffer.streams)?;
         if streams.iter().all(Option::is_none) {
             return Ok(false);
         }
@@ -251,7 +255,7 @@ impl Copy<'_> {
                 Some(stream) => Packed::Compressed(stream),
                 None => {
                     self.source.read_at(cluster, at)?;
-                    self.packed(disk, at.0, cluster)
+                    self.packed(disk, at.0, cluster, &mut buffer.streams)
                 }
             });
             at = at.plus(cluster.len() as u64);
@@ -262,25 +266,29 @@ impl Copy<'_> {
     /// Compresses the clusters of a piece that has been read, if they are to be.
     fn pack(&self, start: u64, buffer: &mut Buffer, is_same: impl Fn(usize, &[u8]) -> bool) {
         buffer.packed.clear();
+        buffer.streams.clear();
         let Some(disk) = self.compressed else { return };
-        let clusters = buffer.bytes.chunks(index(self.unit)).enumerate();
+        let (bytes, streams) = (&buffer.bytes, &mut buffer.streams);
+        let clusters = bytes.chunks(index(self.unit)).enumerate();
         let packed = clusters.map(|(number, cluster)| {
             let at = start.saturating_add((number as u64).saturating_mul(self.unit));
             if is_same(number, cluster) {
                 Packed::Same
             } else {
-                self.packed(disk, at, cluster)
+                self.packed(disk, at, cluster, streams)
             }
         });
-        buffer.packed = packed.collect();
+        buffer.packed.extend(packed);
     }
 
-    fn packed(&self, disk: &Qcow2Disk, at: u64, cluster: &[u8]) -> Packed {
+    fn packed(&self, disk: &Qcow2Disk, at: u64, cluster: &[u8], streams: &mut Streams) -> Packed {
         if self.seeks_zeros(at) && is_zero(cluster) {
-            Packed::Zero
-        } else {
-            disk.compress(cluster).map_or(Packed::Plain, Packed::Compressed)
+            return Packed::Zero;
         }
+        let compressed = streams.add(index(self.unit), |out| {
+            disk.compress(cluster, GuestOffset(at), out).ok_or(())
+        });
+        compressed.map_or(Packed::Plain, Packed::Compressed)
     }
 
     /// Whether zeros that are read at an address are more than bytes.
@@ -350,21 +358,34 @@ impl Copy<'_> {
             return Ok(());
         };
         let mut at = piece.start;
+        // Compressed clusters in a row are written in one go.
+        let mut row: Vec<&[u8]> = Vec::new();
+        let write_row = |row: &mut Vec<&[u8]>, end: u64| {
+            let len = (row.len() as u64).saturating_mul(self.unit);
+            let written = disk.write_compressed_bytes(GuestOffset(end.saturating_sub(len)), row);
+            row.clear();
+            written
+        };
         for packed in &buffer.packed {
+            if let Packed::Compressed(range) = packed {
+                row.push(buffer.streams.get(range));
+                at = at.saturating_add(self.unit);
+                continue;
+            }
+            write_row(&mut row, at)?;
             let next = at.saturating_add(self.unit).min(piece.end);
             match packed {
-                Packed::Same => {}
                 Packed::Zero => self.zero(at, next)?,
                 Packed::Plain => {
                     let from = usize::try_from(at.saturating_sub(piece.start)).unwrap_or(usize::MAX);
                     let cluster = buffer_part(&buffer.bytes, from, index(next.saturating_sub(at)));
                     self.target.write_at(cluster, GuestOffset(at))?;
                 }
-                Packed::Compressed(bytes) => disk.write_compressed_bytes(GuestOffset(at), bytes)?,
+                Packed::Same | Packed::Compressed(_) => {}
             }
             at = next;
         }
-        Ok(())
+        write_row(&mut row, at)
     }
 
     /// Writes the units of a piece that are not what is there already.
