@@ -218,6 +218,8 @@ proptest! {
             base: base.clone().map(LayerChoice::Path),
             moving: Moving::default(),
             compressed,
+            overlays: Vec::new(),
+            dated: None,
         };
         interrupted(
             stop,

@@ -382,6 +382,8 @@ fn our_own_changes_of_a_reference_renew_the_stamp_but_accept_no_changed_base() {
         base,
         moving: Moving::default(),
         compressed: false,
+        overlays: Vec::new(),
+        dated: None,
     };
     let plan = stream::plan(&pull(Some(LayerChoice::Index(2))), &policy).unwrap();
     plan.execute(&Silent).unwrap();

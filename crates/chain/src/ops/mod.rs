@@ -46,12 +46,13 @@ pub use copy::Moving;
 pub use input::{Concatenated, Input, Part};
 pub use line::{MOST_THREADS, processors};
 pub use observer::{Observer, Silent};
+pub(crate) use relink::change_stamp;
 pub use unsynced::Unsynced;
 
 use std::path::{Path, PathBuf};
 
 /// The folder that a file lies in.
-fn folder_of(path: &Path) -> PathBuf {
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

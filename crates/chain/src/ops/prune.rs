@@ -9,6 +9,7 @@ use super::commit::{self, After};
 use super::copy::Moving;
 use super::keep::{Keep, Rule};
 use super::observer::Observer;
+use super::remove::since_1970;
 use super::script::{FileId, Script, Step};
 use super::{OtherChildren, folder_of, stream};
 use crate::chain::{Chain, Layer};
@@ -193,6 +194,8 @@ fn merge(chain: &Chain, points: &[Point], going: Range<usize>, policy: &Policy) 
             base: base.map(|base| LayerChoice::Path(base.path.clone())),
             moving: Moving::default(),
             compressed: false,
+            overlays: Vec::new(),
+            dated: None,
         },
         policy,
     )?
@@ -203,13 +206,13 @@ fn merge(chain: &Chain, points: &[Point], going: Range<usize>, policy: &Policy) 
     {
         return Ok(found);
     }
-    let mut steps = vec![
-        Step::Stream {
-            image: upper.path.clone(),
-            base: base.map(|base| base.path.clone()),
-        },
-        Step::date(&upper.path, upper.time.into()),
-    ];
+    let above = going.start.checked_sub(2).and_then(|number| points.get(number));
+    let mut steps = vec![Step::Stream {
+        image: upper.path.clone(),
+        base: base.map(|base| base.path.clone()),
+        overlays: above.iter().map(|above| above.path.clone()).collect(),
+        dated: above.map(|_| since_1970(upper.time.into())),
+    }];
     steps.extend(deletions(points.get(going).unwrap_or_default())?);
     Ok((steps, pulled))
 }
@@ -265,8 +268,11 @@ fn commit_into_base(
             to: upper.path.clone(),
             file: FileId::of(&last.path)?,
             old: FileId::of(&upper.path)?,
+            overlays: { kept.checked_sub(1).and_then(|above| points.get(above)) }
+                .iter()
+                .map(|above| above.path.clone())
+                .collect(),
         },
-        Step::date(&upper.path, upper.time.into()),
     ];
     let between = points
         .get(going.start..going.end.saturating_sub(1))

@@ -245,7 +245,7 @@ pub(super) fn change_header(
 }
 
 /// Rewrites the stamp of an open image, which the caller has locked.
-pub(super) fn change_stamp(
+pub(crate) fn change_stamp(
     file: &dyn Storage,
     stamp: impl FnOnce(&Header) -> Result<Option<Stamp>>,
 ) -> Result<()> {

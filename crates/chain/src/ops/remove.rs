@@ -17,6 +17,7 @@ use catena_storage::{LocalFile, LockMode, OpenOptions};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How the folders in it are called: when that was, in UTC.
 const TRASH_TIME: &str = "%Y-%m-%dT%H%M%SZ";
@@ -92,9 +93,14 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         let base = base.map(|base| absolute(base.path())).transpose()?;
         copied += what_it_takes_in(&image, base.as_ref(), policy)?;
         // What others stand on is what the disk was at one time.
-        let date = overlay.is_needed().then(|| Step::date(&image, overlay.modified));
-        steps.push(Step::Stream { image, base });
-        steps.extend(date);
+        let dated = overlay.is_needed().then(|| since_1970(overlay.modified));
+        let overlays = going.above(overlay)?;
+        steps.push(Step::Stream {
+            image,
+            base,
+            overlays,
+            dated,
+        });
     }
     let when = Timestamp::now().strftime(TRASH_TIME).to_string();
     let mut folders = BTreeSet::new();
@@ -197,6 +203,18 @@ impl<'a> Going<'a> {
             .collect())
     }
 
+    /// The images that stand on one that stays, and stay too.
+    fn above(&self, image: &Image) -> Result<Vec<PathBuf>> {
+        let overlays = image
+            .overlays
+            .iter()
+            .filter(|number| !self.numbers.contains(number));
+        overlays
+            .filter_map(|number| self.forest.images().get(*number))
+            .map(|overlay| absolute(overlay.path()))
+            .collect()
+    }
+
     fn refusal(&self, number: usize, image: &Image, users: &[usize]) -> Error {
         let all = self.forest.dependents(number);
         let mut names: Vec<_> = users
@@ -260,6 +278,8 @@ fn what_it_takes_in(image: &Path, base: Option<&PathBuf>, policy: &Policy) -> Re
         base: base.cloned().map(LayerChoice::Path),
         moving: Moving::default(),
         compressed: false,
+        overlays: Vec::new(),
+        dated: None,
     };
     Ok(stream::plan(&request, policy)?.to_copy())
 }
@@ -275,6 +295,13 @@ fn to_trash(path: PathBuf, file: FileId, when: &str, folders: &mut BTreeSet<Path
     }
     steps.push(Step::Rename { from: path, to, file });
     steps
+}
+
+/// Seconds and nanoseconds.
+pub(super) fn since_1970(time: SystemTime) -> (i64, u32) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    (seconds, since.subsec_nanos())
 }
 
 fn check_unused(image: &Image) -> Result<()> {

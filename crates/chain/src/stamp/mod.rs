@@ -9,6 +9,7 @@
 //! A fingerprint is of samples: that it is the same does not prove that nothing changed. `stamp --full` and `--check --full` do.
 
 mod fingerprint;
+mod overlays;
 
 use crate::chain::{Chain, Layer};
 use crate::policy::ChangedBase;
@@ -17,6 +18,7 @@ use catena_format::Bytes;
 use catena_format::qcow2::{Header, L1Entry, Layout, Stamp};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use fingerprint::{Age, Facts};
+pub(crate) use overlays::Overlays;
 use std::fmt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -90,6 +90,8 @@ fn every_step(folder: &Path) -> Script {
         Step::Stream {
             image: at("leaf.qcow2"),
             base: None,
+            overlays: Vec::new(),
+            dated: None,
         },
         Step::Delete {
             path: at("middle.qcow2"),

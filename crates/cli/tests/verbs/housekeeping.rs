@@ -1,5 +1,6 @@
 //! `rm`, `prune` and `gc`: what goes, and that nothing goes with it.
 
+use crate::common::Images;
 use crate::{chain, done, failed};
 use serde_json::Value;
 
@@ -65,4 +66,42 @@ fn what_domains_do_not_need_is_told_and_deleted_only_when_asked() {
     done(&images, "gc . --domain guest.xml --unneeded --yes");
     assert!(!images.path().join("lost.qcow2").exists());
     images.img("compare -f raw -F qcow2 seen.raw tuesday.qcow2");
+}
+
+/// l0 <- … <- l4, with stamps and data, in two folders.
+fn stamped() -> Images {
+    let images = Images::new();
+    std::fs::create_dir(images.path().join("upper")).unwrap();
+    done(&images, "create l0.qcow2 -s 1M");
+    images.io("qcow2", "l0.qcow2", &["write -P 1 0 600k"]);
+    for (below, name) in [
+        ("l0.qcow2", "l1.qcow2"),
+        ("l1.qcow2", "l2.qcow2"),
+        ("l2.qcow2", "l3.qcow2"),
+        ("../l3.qcow2", "upper/l4.qcow2"),
+    ] {
+        done(&images, &format!("create {name} --backing {below} -F qcow2"));
+        images.io("qcow2", name, &["write -P 2 64k 64k", "write -P 3 900k 32k"]);
+    }
+    images.img("convert -O raw upper/l4.qcow2 seen.raw");
+    images
+}
+
+#[test]
+fn what_is_pruned_or_removed_leaves_the_stamps_of_overlays_true() {
+    for words in [
+        "prune upper/l4.qcow2 --keep-last 1",
+        "prune upper/l4.qcow2 --keep-last 1 --base",
+        "rm l2.qcow2 --merge --in .",
+        "rm l1.qcow2 l2.qcow2 --flatten",
+        "stream l2.qcow2",
+    ] {
+        let images = stamped();
+        done(&images, words);
+        images.img("compare -f raw -F qcow2 seen.raw upper/l4.qcow2");
+        // A base that is not what its overlay was made on would be refused.
+        done(&images, "compare -f raw -F qcow2 seen.raw upper/l4.qcow2");
+        let doctor = images.catena(&["doctor", "upper/l4.qcow2", "-f", "qcow2"]).out;
+        assert!(!doctor.contains("base-changed"), "{words}: {doctor}");
+    }
 }

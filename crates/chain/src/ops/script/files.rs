@@ -183,7 +183,7 @@ pub(super) fn is_regular(path: &Path) -> bool {
 }
 
 /// Sets the time of a file's last change, and makes that durable.
-pub(super) fn set_modified(path: &Path, (seconds, nanoseconds): (i64, u32)) -> Result<()> {
+pub fn set_modified(path: &Path, (seconds, nanoseconds): (i64, u32)) -> Result<()> {
     let cannot = |error| failed(error, "set the time of", path);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(CWD, path, flags, Mode::empty()).map_err(cannot)?;

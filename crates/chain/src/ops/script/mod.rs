@@ -14,6 +14,7 @@ mod recorded;
 mod run;
 mod step;
 
+pub(super) use files::set_modified;
 pub use files::{FileId, is_part};
 pub use journal::{Journal, find};
 pub use recorded::Recorded;

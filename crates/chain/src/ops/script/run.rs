@@ -13,9 +13,10 @@ use super::files::{self, FileId, Seen, another};
 use super::journal::{Copied, Journal};
 use super::recorded::Recorded;
 use super::{Step, copy};
-use crate::detect::Start;
+use crate::detect::{Start, detect};
 use crate::open::in_use;
 use crate::policy::Policy;
+use crate::stamp::Overlays;
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::Format;
 use catena_storage::{LocalFile, LockMode, OpenOptions};
@@ -143,7 +144,19 @@ impl<'a> Run<'a> {
             }),
             Step::Rename { from, to, file } => rename(from, to, *file),
             Step::Relink { image, from, to } => relink(image, from, to),
-            Step::Stream { image, base } => self.stream(image, base.as_deref()),
+            Step::Stream {
+                image,
+                base,
+                overlays,
+                dated,
+            } => self.stream(&stream::Request {
+                start: Start::at(image, Some(Format::Qcow2)),
+                base: base.clone().map(LayerChoice::Path),
+                moving: Moving::default(),
+                compressed: false,
+                overlays: overlays.clone(),
+                dated: *dated,
+            }),
             Step::Commit {
                 image,
                 top,
@@ -154,11 +167,19 @@ impl<'a> Run<'a> {
                 self.journal.set_begun(number)?;
                 plan.execute(self.observer)
             }
-            Step::Supplant { from, to, file, old } => {
+            Step::Supplant {
+                from,
+                to,
+                file,
+                old,
+                overlays,
+            } => {
                 self.journal.set_begun(number)?;
-                supplant(from, to, *file, *old)
+                let chain = detect(&Start::at(to, Some(Format::Qcow2)), self.policy);
+                let stamps = Overlays::suspend(&chain, overlays)?;
+                supplant(from, to, *file, *old)?;
+                chain.active().map_or(Ok(()), |image| stamps.renew(image))
             }
-            Step::Date { path, modified } => files::set_modified(path, *modified),
             Step::Replace { file, from, to } => self.replace(number, file, from, to),
             Step::Delete { path, file, kept } => self.delete(path, *file, kept.as_deref()),
         }
@@ -212,7 +233,7 @@ impl<'a> Run<'a> {
                 relink(image, to, from)
             }
             // It shows what it did, and holds more of it itself.
-            Step::Stream { .. } | Step::Date { .. } => Ok(()),
+            Step::Stream { .. } => Ok(()),
             Step::Replace { file, from, to } => match self.replace(number, file, to, from) {
                 Err(error) if may_be_unmade && error.kind() == ErrorKind::Conflict => Ok(()),
                 result => result,
@@ -228,14 +249,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn stream(&self, image: &Path, base: Option<&Path>) -> Result<()> {
-        let request = stream::Request {
-            start: Start::at(image, Some(Format::Qcow2)),
-            base: base.map(|base| LayerChoice::Path(base.to_owned())),
-            moving: Moving::default(),
-            compressed: false,
-        };
-        stream::plan(&request, self.policy)?.execute(self.observer)
+    fn stream(&self, request: &stream::Request) -> Result<()> {
+        stream::plan(request, self.policy)?.execute(self.observer)
     }
 
     fn commit(&self, image: &Path, top: &Path, base: &Path, after: commit::After) -> Result<commit::Plan> {
@@ -445,6 +460,8 @@ fn supplant(from: &Path, to: &Path, file: FileId, old: FileId) -> Result<()> {
     let (stays, goes) = (alone(from, true)?, alone(to, false)?);
     let (stays, goes) = (stays.opened()?, goes.opened()?);
     copy::keep_all(&goes, &stays).map_err(|error| files::failed(error, "write to", from))?;
+    let (seconds, rest) = Seen::of(to)?.modified;
+    files::set_modified(from, (seconds.saturating_add(1), rest))?;
     files::rename_over(from, to)
 }
 

@@ -9,7 +9,6 @@ use super::recorded::Recorded;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One step of a script.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +78,12 @@ pub enum Step {
         image: PathBuf,
         /// The layer it stands on afterwards; none where `None`.
         base: Option<PathBuf>,
+        /// Images that stand on it, beside those in its folder.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        overlays: Vec<PathBuf>,
+        /// The time that it stands for, if it does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dated: Option<(i64, u32)>,
     },
     /// What layers hold is written into a layer below them: [`super::super::commit`]. It cannot be taken back.
     Commit {
@@ -91,7 +96,7 @@ pub enum Step {
         /// What becomes of the committed layers.
         after: After,
     },
-    /// A file gets the name of another one, which goes; with its mode, owner, attributes and times. Both are in one folder. It cannot be taken
+    /// A file gets the name of another one, which goes; with its mode, owner, attributes and times, but for a second. Both are in one folder. It cannot be taken
     /// back.
     Supplant {
         /// The old name of the file that stays.
@@ -102,13 +107,9 @@ pub enum Step {
         file: FileId,
         /// The file that goes.
         old: FileId,
-    },
-    /// The time of a file's last change, as it shall be: its content stands for that time still. Nothing is taken back.
-    Date {
-        /// The file.
-        path: PathBuf,
-        /// Seconds since 1970, and nanoseconds.
-        modified: (i64, u32),
+        /// Images that stand on it, beside those in its folder.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        overlays: Vec<PathBuf>,
     },
     /// A text file gets another text, at once and whole; mode and owner stay.
     Replace {
@@ -132,17 +133,6 @@ pub enum Step {
 }
 
 impl Step {
-    /// Dates a file that has changed, but still stands for the time of its last change: a second later, so that whoever compares times
-    /// to find out what to copy sees that it has.
-    pub fn date(path: &Path, time: SystemTime) -> Self {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
-        Self::Date {
-            path: path.to_owned(),
-            modified: (seconds.saturating_add(1), since.subsec_nanos()),
-        }
-    }
-
     /// Whether it cannot be taken back once it is begun.
     pub fn is_final(&self) -> bool {
         matches!(
@@ -161,9 +151,8 @@ impl Step {
             | Self::Copy { from, to, .. }
             | Self::Rename { from, to, .. }
             | Self::Supplant { from, to, .. } => (from, Some(to), None),
-            Self::Date { path, .. } => (path, None, None),
             Self::Relink { image, .. } => (image, None, None),
-            Self::Stream { image, base } => (image, base.as_ref(), None),
+            Self::Stream { image, base, .. } => (image, base.as_ref(), None),
             Self::Commit { image, top, base, .. } => (image, Some(top), Some(base)),
             Self::Replace { file, .. } => (file, None, None),
             Self::Delete { path, kept, .. } => (path, kept.as_ref(), None),
@@ -196,12 +185,15 @@ impl fmt::Display for Step {
             }
             Self::Rename { from, to, .. } => write!(f, "rename '{}' to '{}'", from.display(), to.display()),
             Self::Relink { image, to, .. } => write!(f, "have '{}' record {to}", image.display()),
-            Self::Stream { image, base: None } => {
+            Self::Stream {
+                image, base: None, ..
+            } => {
                 write!(f, "have '{}' hold all that it shows", image.display())
             }
             Self::Stream {
                 image,
                 base: Some(base),
+                ..
             } => write!(
                 f,
                 "pull what lies above '{}' up into '{}'",
@@ -229,7 +221,6 @@ impl fmt::Display for Step {
                     to.display()
                 )
             }
-            Self::Date { path, .. } => write!(f, "give '{}' the time back that it shows", path.display()),
             Self::Replace { file, .. } => write!(f, "rewrite '{}'", file.display()),
             Self::Delete { path, kept: None, .. } => write!(f, "delete '{}'", path.display()),
             Self::Delete { path, .. } => write!(f, "take the name '{}' away", path.display()),
