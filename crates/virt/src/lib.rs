@@ -4,12 +4,14 @@
 //! libvirt 11.3 refuses, in its words. [`Disk::chain`] is the chain as libvirt would have it, where XML gives the upper
 //! layers and headers the rest; [`disagreements`] is what XML says that the images' headers do not. [`edit`] changes a
 //! document and keeps every byte that the change is not about; [`live`] writes it as libvirt has it while its guest runs;
-//! [`blockdev`] is the nodes that libvirt gives QEMU; [`volume`](mod@volume) is an image as a storage pool shows it.
+//! [`blockdev`] is the nodes that libvirt gives QEMU, and [`access`] who may then open which file; [`volume`](mod@volume) is
+//! an image as a storage pool shows it.
 //!
-//! What holds: nothing here writes. XML is hostile until it is read: no document type, no entity but XML's own
-//! five, and bounds on size, nesting and attributes ([`limits`]).
+//! What holds: nothing here writes, but [`access::change`], what it was told to. XML is hostile until it is read: no document
+//! type, no entity but XML's own five, and bounds on size, nesting and attributes ([`limits`]).
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod blockdev;
 mod combine;
 pub mod edit;
@@ -25,6 +27,7 @@ mod write;
 pub use combine::{disagreements, snapshot_disagreements};
 pub use error::{XmlError, XmlErrorKind};
 pub use model::{
-    Auth, Below, CacheMode, Details, Device, Discard, Disk, Document, Driver, Encryption, Kind, Layer,
-    Mirror, Place, Reservations, Seclabel, SecretUse, SnapshotDisk, Spans, Transient, Volume, Zeroes,
+    Auth, Below, CacheMode, Details, Device, Discard, Disk, Document, DomainLabel, Driver, Encryption, Kind,
+    LabelKind, Layer, Mirror, Place, Reservations, Seclabel, SecretUse, SnapshotDisk, Spans, Transient,
+    Volume, Zeroes,
 };

@@ -19,6 +19,35 @@ pub struct Document {
     pub snapshot_disks: Vec<SnapshotDisk>,
     /// The volume, where it is one.
     pub volume: Option<Volume>,
+    /// A domain's `<seclabel>`s.
+    pub seclabels: Vec<DomainLabel>,
+}
+
+/// `<seclabel>` of a domain: how a security driver labels its process and its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainLabel {
+    /// Where the label comes from.
+    pub kind: LabelKind,
+    /// The driver.
+    pub model: Option<String>,
+    /// Whether files are labelled.
+    pub relabel: bool,
+    /// The process's label: given where it is static; drawn by libvirt, and seen in live XML, where it is dynamic.
+    pub label: Option<String>,
+    /// The files' label, in live XML.
+    pub image_label: Option<String>,
+}
+
+/// Where the label of a domain comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LabelKind {
+    /// libvirt makes it at each start.
+    #[default]
+    Dynamic,
+    /// The XML gives it.
+    Static,
+    /// There is none.
+    None,
 }
 
 /// What a document describes.
@@ -348,6 +377,15 @@ impl Document {
                 .iter()
                 .find(|disk| disk.active().and_then(Layer::source).and_then(Source::path) == Some(path))
         })
+    }
+}
+
+impl Document {
+    /// What the domain says to a security driver.
+    pub fn seclabel(&self, model: &str) -> Option<&DomainLabel> {
+        self.seclabels
+            .iter()
+            .find(|label| label.model.as_deref() == Some(model))
     }
 }
 

@@ -86,6 +86,14 @@ pub fn number<'a>(document: &'a Document, chains: &[Option<Chain>]) -> Vec<Optio
     running
 }
 
+/// One disk for itself, whatever its bus; the numbers mean nothing. `None` where it has no image.
+pub(crate) fn alone<'a>(disk: &'a Disk, chain: &Chain) -> Option<Running<'a>> {
+    let mut next = || 0;
+    let mut running = given(disk, chain, &mut next)?;
+    found(&mut running, chain, &mut next);
+    Some(running)
+}
+
 /// The layers that the XML gives.
 fn given<'a>(disk: &'a Disk, chain: &Chain, next: &mut impl FnMut() -> u32) -> Option<Running<'a>> {
     let mut layers = Vec::new();

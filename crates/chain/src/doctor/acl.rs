@@ -147,6 +147,24 @@ impl Acl {
         Self { entries }
     }
 
+    /// The list of the same file once it has that mode.
+    #[must_use]
+    pub fn with_mode(&self, mode: u32) -> Self {
+        let has_mask = self.entries.iter().any(|entry| entry.tag == Tag::Mask);
+        let mut entries = self.entries.clone();
+        for entry in &mut entries {
+            let shift = match entry.tag {
+                Tag::Owner => 6,
+                Tag::Mask => 3,
+                Tag::OwningGroup if !has_mask => 3,
+                Tag::Other => 0,
+                _ => continue,
+            };
+            entry.allows = Access::from_mode(mode >> shift);
+        }
+        Self { entries }
+    }
+
     /// The bits of the group's digit in the mode of a file with this list.
     pub fn group_bits(&self) -> u32 {
         let group = self.entries.iter().find(|entry| entry.tag == Tag::Mask);

@@ -5,6 +5,7 @@ mod check;
 mod disk;
 mod element;
 mod network;
+mod security;
 mod source;
 
 use crate::error::{XmlError, XmlErrorKind};
@@ -77,6 +78,7 @@ fn read(kind: Kind, root: Element<'_, '_>) -> Result<Document> {
         disks: Vec::new(),
         snapshot_disks: Vec::new(),
         volume: None,
+        seclabels: Vec::new(),
     };
     let elements: Vec<_> = match kind {
         Kind::Disk => vec![root],
@@ -100,7 +102,8 @@ fn read(kind: Kind, root: Element<'_, '_>) -> Result<Document> {
             document.snapshot_disks = disks.map(snapshot_disk).collect::<Result<_>>()?;
         }
         Kind::Volume => document.volume = Some(volume(root)?),
-        Kind::Domain | Kind::Disk => {}
+        Kind::Domain => document.seclabels = security::labels(root)?,
+        Kind::Disk => {}
     }
     Ok(document)
 }

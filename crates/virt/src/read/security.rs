@@ -1,0 +1,35 @@
+//! `<seclabel>` of a domain.
+
+use super::element::{Element, Result};
+use crate::model::{DomainLabel, LabelKind};
+
+pub(super) fn labels(domain: Element<'_, '_>) -> Result<Vec<DomainLabel>> {
+    domain.children("seclabel").map(label).collect()
+}
+
+fn label(element: Element<'_, '_>) -> Result<DomainLabel> {
+    let kind = match element.choice("type", &["dynamic", "static", "none"])? {
+        Some("static") => LabelKind::Static,
+        Some("none") => LabelKind::None,
+        _ => LabelKind::Dynamic,
+    };
+    let relabel = element.yes_no("relabel")?;
+    if kind == LabelKind::Dynamic && relabel == Some(false) {
+        return Err(element.unsupported("dynamic label type must use resource relabeling"));
+    }
+    if kind == LabelKind::None && relabel == Some(true) {
+        return Err(element.unsupported("resource relabeling is not compatible with 'none' label type"));
+    }
+    let text = |name| element.child(name).map(|child| child.text().to_owned());
+    let label = text("label");
+    if kind == LabelKind::Static && label.is_none() {
+        return Err(element.malformed("security label is missing"));
+    }
+    Ok(DomainLabel {
+        kind,
+        model: element.attribute("model").map(str::to_owned),
+        relabel: relabel.unwrap_or(kind == LabelKind::Dynamic),
+        label: label.filter(|_| kind != LabelKind::None),
+        image_label: text("imagelabel"),
+    })
+}
