@@ -1,5 +1,6 @@
 //! The verbs. Each file has an `Args` that clap fills in and a `run` that does it and gives the exit status.
 
+pub mod access;
 pub mod amend;
 pub mod bench;
 pub mod bitmap;
@@ -118,6 +119,8 @@ pub enum Command {
     Blockdev(blockdev::Args),
     /// Print an image as libvirt's storage pools show it
     VolumeXml(volume_xml::Args),
+    /// Tell what libvirt grants of a chain's files and whether QEMU's user can open them, and make it so
+    Access(access::Args),
     /// Be qemu-img, by that name
     #[command(name = "qemu-img")]
     QemuImg(qemu_img::Args),
@@ -167,6 +170,7 @@ impl Command {
             Self::Xml(args) => xml::run(args),
             Self::Blockdev(args) => blockdev::run(args),
             Self::VolumeXml(args) => volume_xml::run(args),
+            Self::Access(args) => access::run(args),
             Self::QemuImg(args) => Ok(qemu_img::run(args)),
             Self::Tour(args) => tour::run(args),
             Self::Completions(args) => completions::run(args),

@@ -1,6 +1,7 @@
 //! Catena's own verbs as a user runs them; qemu-img and qemu-io are the oracles.
 #![cfg(test)]
 
+mod access;
 mod chains;
 #[path = "../common/mod.rs"]
 mod common;

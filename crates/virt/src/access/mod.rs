@@ -20,11 +20,14 @@ pub use devices::DeviceGrant;
 pub use host::{Host, Ids};
 pub use selinux::SelinuxLabel;
 
-use crate::model::{Disk, DomainLabel, LabelKind, Seclabel};
+use crate::model::{
+    Below, Details, Device, Disk, DomainLabel, Driver, LabelKind, Layer, Place, Seclabel, Spans,
+};
 use crate::numbered::{self, Running};
 use catena::Chain;
 use catena::doctor::{Access, Obstacle, User, obstacles, obstacles_if_owned};
 use catena::reference::{Location, Network, Source};
+use catena_format::Format;
 use catena_storage::LocalFile;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -216,6 +219,40 @@ pub fn grants(
         }
     }
     Ok(grants)
+}
+
+impl Disk {
+    /// A disk with nothing but an image, as a user would write it.
+    pub fn of_image(source: Source, format: Format) -> Self {
+        let spans = Spans {
+            element: 0..0,
+            source: None,
+            path: None,
+            kind: None,
+            format: None,
+        };
+        Self {
+            device: Device::Disk,
+            target: None,
+            bus: None,
+            driver: Driver::default(),
+            layers: vec![Layer {
+                place: Place::Image(source),
+                format: Some(format),
+                cache_size: None,
+                details: Details::default(),
+                data_store: None,
+                spans,
+            }],
+            below: Below::Unsaid,
+            mirror: None,
+            readonly: false,
+            shareable: false,
+            transient: None,
+            throttle: Vec::new(),
+            span: 0..0,
+        }
+    }
 }
 
 /// The user and group as which QEMU runs.
