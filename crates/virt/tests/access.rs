@@ -114,7 +114,7 @@ fn domains() -> u64 {
     std::env::var("CATENA_DOMAINS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(12)
+        .unwrap_or(8)
 }
 
 fn owner(path: &Path) -> Ids {
