@@ -148,6 +148,22 @@ pub fn count(number: u64, noun: &str) -> String {
     }
 }
 
+/// How long ago something was, in its largest unit: `5 min`, `3 d`, `2 y`. What lies ahead is now.
+pub fn ago(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 5] = [
+        (365 * 86_400, "y"),
+        (7 * 86_400, "w"),
+        (86_400, "d"),
+        (3600, "h"),
+        (60, "min"),
+    ];
+    let unit = UNITS.iter().find(|(unit, _)| seconds >= *unit);
+    unit.map_or_else(
+        || "now".to_owned(),
+        |(unit, name)| format!("{} {name}", seconds / unit),
+    )
+}
+
 /// Reads how long something is, or how old: `36h`, `30d`, `2 weeks`, `1y 6mo`. Months and years are those before now.
 pub fn parse_age(text: &str) -> Result<Duration, String> {
     let bad = || format!("'{text}' is no time: a number and h, d, w, mo or y");

@@ -20,7 +20,12 @@ pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
         let disk = image.virtual_size.map_or_else(|| "?".to_owned(), size);
         let lines = [
             printable(&image.path),
-            format!("{}, {disk}, {} on disk", image.format, size(image.on_disk)),
+            format!(
+                "{}, {disk}, {} on disk, {}",
+                image.format,
+                size(image.on_disk),
+                image.age()
+            ),
         ];
         let state = if image.broken().next().is_some() || image.trouble.is_some() {
             " color=\"#c0392b\""

@@ -13,9 +13,10 @@ const NOTE: Style = AnsiColor::Yellow.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 /// The name's column is not made wider than this for the sake of a few long ones.
 const NAME: usize = 72;
-/// Columns of a size and of a format's name.
+/// Columns of a size, of a format's name and of an age.
 const SIZE: usize = 9;
 const FORMAT: usize = 6;
+const AGE: usize = 6;
 
 /// Draws it.
 pub fn draw(shown: &Shown, unicode: bool, out: &mut dyn Write) -> io::Result<()> {
@@ -29,8 +30,8 @@ pub fn draw(shown: &Shown, unicode: bool, out: &mut dyn Write) -> io::Result<()>
     if !rows.is_empty() {
         writeln!(
             out,
-            "{HEAD}{:width$}  {:FORMAT$} {:>SIZE$} {:>SIZE$} {:>SIZE$}{HEAD:#}",
-            "image", "format", "disk", "on disk", "alone"
+            "{HEAD}{:width$}  {:FORMAT$} {:>SIZE$} {:>SIZE$} {:>SIZE$} {:>AGE$}{HEAD:#}",
+            "image", "format", "disk", "on disk", "alone", "age"
         )?;
     }
     for (row, (rail, name)) in rows.iter().zip(&labels) {
@@ -45,10 +46,11 @@ pub fn draw(shown: &Shown, unicode: bool, out: &mut dyn Write) -> io::Result<()>
         };
         writeln!(
             out,
-            "{HEAD}{rail}{HEAD:#}{style}{name}{style:#}{:gap$}  {:FORMAT$} {disk:>SIZE$} {:>SIZE$} {alone:>SIZE$}",
+            "{HEAD}{rail}{HEAD:#}{style}{name}{style:#}{:gap$}  {:FORMAT$} {disk:>SIZE$} {:>SIZE$} {alone:>SIZE$} {:>AGE$}",
             "",
             image.format,
             size(image.on_disk),
+            image.age(),
         )?;
         let indent = " ".repeat(columns(rail) + 2);
         for (bad, note) in notes(row) {

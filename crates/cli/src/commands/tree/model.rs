@@ -3,10 +3,11 @@
 //! The tree, the graph and the picture are drawn from this alone.
 
 use crate::commands::facts;
+use crate::text::ago;
 use catena::Forest;
 use catena::forest::{Edge, Image, Sizes, To};
 use serde::Serialize;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A forest.
 #[derive(Debug, Serialize)]
@@ -150,6 +151,12 @@ impl Shown {
 }
 
 impl ShownImage {
+    /// How long ago it was written last.
+    pub fn age(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        ago(now.as_secs().saturating_sub(self.modified))
+    }
+
     /// What it names that leads nowhere.
     pub fn broken(&self) -> impl Iterator<Item = &ShownEdge> {
         let edges = self.backing.iter().chain(&self.data_file);

@@ -6,12 +6,12 @@ use crate::text::{count, printable, shorten, size, xml};
 use std::io::{self, Write};
 
 /// Measures in pixels: the picture, a row, a level, and where rows and columns start.
-const WIDTH: usize = 1080;
+const WIDTH: usize = 1160;
 const ROW: usize = 26;
 const LEVEL: usize = 22;
 const LEFT: usize = 24;
 const TOP: usize = 84;
-const COLUMNS: [usize; 4] = [700, 810, 930, 1050];
+const COLUMNS: [usize; 5] = [700, 810, 930, 1050, 1130];
 /// Pixels of a character of a name, or a bit more.
 const CHARACTER: usize = 8;
 
@@ -47,7 +47,7 @@ pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
     )?;
     let title = count(shown.images.len() as u64, "image");
     writeln!(out, "<text class=\"title\" x=\"{LEFT}\" y=\"40\">{title}</text>")?;
-    for (x, head) in COLUMNS.iter().zip(["format", "disk", "on disk", "alone"]) {
+    for (x, head) in COLUMNS.iter().zip(["format", "disk", "on disk", "alone", "age"]) {
         writeln!(
             out,
             "<text class=\"small\" text-anchor=\"end\" x=\"{x}\" y=\"66\">{head}</text>"
@@ -126,6 +126,7 @@ fn draw_row(
         } else {
             size(image.alone)
         },
+        image.age(),
     ];
     for (x, text) in COLUMNS.iter().zip(sizes) {
         writeln!(out, "<text class=\"number\" x=\"{x}\" y=\"{y}\">{text}</text>")?;
