@@ -31,6 +31,7 @@ mod pieces;
 pub mod prune;
 pub mod rebase;
 pub mod relink;
+pub mod relocate;
 pub mod remove;
 pub mod resize;
 pub mod script;

@@ -7,4 +7,6 @@
 mod housekeeping;
 mod journals;
 mod lab;
+mod moves;
+mod moves_killed;
 mod steps;
