@@ -257,7 +257,7 @@ pub(crate) fn change_stamp(
     })
 }
 
-pub(super) fn write_each(file: &dyn Storage, writes: &[Write]) -> Result<()> {
+fn write_each(file: &dyn Storage, writes: &[Write]) -> Result<()> {
     for (offset, bytes) in writes {
         file.write_all_at(bytes, *offset)?;
         file.flush()?;
@@ -505,7 +505,7 @@ fn is_well_placed(header: &Header) -> bool {
 }
 
 /// The first cluster, zeros where the file is shorter.
-pub(super) fn read_area(file: &dyn Storage, len: usize) -> Result<Vec<u8>> {
+fn read_area(file: &dyn Storage, len: usize) -> Result<Vec<u8>> {
     let mut area = vec![0; len];
     file.read_at(&mut area, 0)?;
     Ok(area)

@@ -27,6 +27,8 @@ pub mod info;
 pub mod man;
 pub mod map;
 pub mod measure;
+pub mod move_to;
+pub mod moves;
 mod moving;
 mod options;
 pub mod prune;
@@ -34,7 +36,9 @@ pub mod qemu_img;
 pub mod rebase;
 pub mod reference;
 pub mod relink;
+pub mod rename;
 pub mod resize;
+pub mod resume;
 pub mod rm;
 pub mod show;
 pub mod snapshot;
@@ -91,6 +95,12 @@ pub enum Command {
     Gc(gc::Args),
     /// Rewrite what an overlay records about its backing image, if its guest's view stays
     Relink(relink::Args),
+    /// Move images and folders, and lead everything that names them to the new place
+    Move(move_to::Args),
+    /// Give an image another name, in everything that names it too
+    Rename(rename::Args),
+    /// Finish what was cut off, or take it back
+    Resume(resume::Args),
     /// Tell whether two disks show their guests the same
     Compare(compare::Args),
     /// Tell where two disks show their guests something else
@@ -157,6 +167,9 @@ impl Command {
             Self::Prune(args) => prune::run(args),
             Self::Gc(args) => gc::run(args),
             Self::Relink(args) => relink::run(args),
+            Self::Move(args) => move_to::run(args),
+            Self::Rename(args) => rename::run(args),
+            Self::Resume(args) => resume::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Diff(args) => diff::run(args),
             Self::Measure(args) => measure::run(args),

@@ -11,6 +11,7 @@ mod diffs;
 mod forests;
 mod housekeeping;
 mod insides;
+mod moves;
 mod questions;
 
 use common::{Answer, Images};

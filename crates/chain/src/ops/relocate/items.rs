@@ -2,8 +2,8 @@
 
 use super::leads::{Leads, When, relative};
 use super::{Destination, Request};
-use crate::detect::{Start, detect};
-use crate::ops::script::FileId;
+use crate::detect::{Start, detect, quoted};
+use crate::ops::script::{FileId, find};
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -148,20 +148,15 @@ fn collect(old: &Path, new: &Path, mount: (u32, u32, u64), items: &mut Vec<Item>
         let kind = old.symlink_metadata().map_err(failed)?.file_type();
         let own = mount_of(&old)?;
         let kind = if kind.is_dir() {
+            if !find(&[&old])?.is_empty() {
+                let message = "an operation in this folder was begun and is not finished";
+                return Err(Error::new(ErrorKind::Conflict, message)
+                    .with_path(&old)
+                    .with_hint(format!("'catena resume {}' finishes it", quoted(&old))));
+            }
             for entry in std::fs::read_dir(&old).map_err(failed)? {
                 let name = entry.map_err(failed)?.file_name();
                 let inside = old.join(&name);
-                if crate::ops::script::is_own(&name) {
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        "an operation in this folder was begun and is not finished",
-                    )
-                    .with_path(&old)
-                    .with_hint(format!(
-                        "'catena resume {}' finishes it",
-                        crate::detect::quoted(&old)
-                    )));
-                }
                 if mount_of(&inside)? != own {
                     let message = "another file system is mounted there, which does not move";
                     return Err(Error::new(ErrorKind::Unsupported, message).with_path(inside));

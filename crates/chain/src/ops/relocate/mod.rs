@@ -11,7 +11,7 @@ mod leads;
 mod references;
 
 use super::observer::Observer;
-use super::script::{Journal, Recorded, Script, Step, interrupted, is_own};
+use super::script::{Journal, Recorded, Script, Step, interrupted, is_part};
 use crate::forest::{Forest, Search};
 use crate::open::in_use;
 use crate::policy::Policy;
@@ -173,7 +173,7 @@ impl Changes {
             if real.is_empty() {
                 real.extend(std::fs::canonicalize(image.path()));
             }
-            real.retain(|name| !name.file_name().is_some_and(is_own));
+            real.retain(|name| !is_part(name));
             let depth = forest.needs(number).len();
             changes
                 .depth

@@ -217,8 +217,3 @@ pub fn is_part(path: &Path) -> bool {
 pub(super) const PREFIX: &str = ".catena-";
 /// How the names of parts end.
 const PART: &str = ".part";
-
-/// Whether a file of this name is a script's own: a journal, or what is not complete.
-pub(in crate::ops) fn is_own(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
-}

@@ -16,7 +16,6 @@ mod step;
 
 pub(super) use files::set_modified;
 pub use files::{FileId, is_part};
-pub(super) use files::is_own;
 pub use journal::{Journal, find};
 pub use recorded::Recorded;
 pub use step::Step;

@@ -1,10 +1,10 @@
 //! What a qcow2 image records of other files: read from its header, and rewritten in it.
 
-use super::super::relink::{read_area, write_each};
+use super::super::relink::change_header;
 use crate::chain::Link;
+use crate::stamp::Renewal;
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::limits;
-use catena_format::qcow2::rewrite;
 use catena_format::qcow2::{Autoclear, BackingName, Extension, Header, Incompatible};
 use catena_storage::Storage;
 use serde::{Deserialize, Serialize};
@@ -57,13 +57,7 @@ impl Recorded {
 
     /// Has an open image record it, in writes each of which leaves the old or the new. The caller has locked it.
     pub(super) fn write(&self, file: &dyn Storage) -> Result<()> {
-        let header = Header::read(&StorageBytes::new(file)?)?;
-        let new = self.put_in(&header)?;
-        let cluster_size = usize::try_from(header.cluster_bits.size()).unwrap_or_default();
-        write_each(
-            file,
-            &rewrite::plan(&read_area(file, cluster_size)?, &header, &new)?,
-        )
+        change_header(file, |header| self.put_in(header))
     }
 
     /// The header that records it.
@@ -117,6 +111,8 @@ impl Recorded {
         });
         // Whoever writes an image takes back the promises of features it does not know.
         new.autoclear &= Autoclear::KNOWN;
+        // The base is what it was, by whatever name.
+        Renewal::Follow.apply(header, &mut new);
         Ok(new)
     }
 }

@@ -1,0 +1,152 @@
+//! What `move` and `rename` share: the domains that name what moves, and how a move is performed and told.
+
+use super::change::stopped;
+use super::resume;
+use crate::domain;
+use crate::error::CommandError;
+use crate::output::{self, Output};
+use crate::progress::Progress;
+use crate::target::PolicyArgs;
+use crate::text;
+use catena::ops::relocate::{self, Plan, Request};
+use catena::{Policy, Source};
+use catena_virt::Document;
+use catena_virt::edit::Edit;
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Options of both.
+#[derive(Debug, clap::Args)]
+pub struct MovesArgs {
+    /// Look in this folder too, with everything below it, for images that name what moves; may be given several times
+    #[arg(long = "in", value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// A file with libvirt's XML that names what moves, and is to name the new place; may be given several times
+    #[arg(long = "domain", value_name = "FILE")]
+    domains: Vec<PathBuf>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+}
+
+impl MovesArgs {
+    /// Moves, or goes on where the same was cut off.
+    pub fn perform(&self, request: &Request) -> Result<ExitCode, CommandError> {
+        let policy = self.policy.load()?;
+        if let Some(journal) = relocate::unfinished(request)? {
+            let told = resume::told(&journal);
+            if !self.dry_run {
+                journal
+                    .resume(catena::ops::script::Direction::Finish, &policy, &self.progress())
+                    .map_err(stopped)?;
+            }
+            return self.tell(
+                &told,
+                &format!("{} again:\n{}", told.operation, told.steps.join("\n")),
+            );
+        }
+        let plan = self.plan(request, &policy)?;
+        if !self.dry_run {
+            plan.execute(&policy, &self.progress()).map_err(stopped)?;
+        }
+        let told = Told {
+            moves: plan.moves(),
+            steps: plan.script().steps.iter().map(ToString::to_string).collect(),
+            remarks: plan.remarks(),
+        };
+        self.tell(&told, &self.in_words(&plan))
+    }
+
+    fn plan(&self, request: &Request, policy: &Policy) -> Result<Plan, CommandError> {
+        let mut plan = relocate::plan(request, policy)?;
+        let moves: HashMap<PathBuf, PathBuf> = plan.moves().iter().cloned().collect();
+        let mut seen = BTreeSet::new();
+        for file in &self.domains {
+            let document = domain::read(file)?;
+            let text = renamed(&document, &moves)?;
+            if text != document.text()
+                && seen.insert(std::fs::canonicalize(file).unwrap_or_else(|_| file.clone()))
+            {
+                plan.replace(file, document.text().to_owned(), text)?;
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Every step where nothing is done yet, and else what became of what.
+    fn in_words(&self, plan: &Plan) -> String {
+        if self.dry_run {
+            return plan.to_string();
+        }
+        let moved = plan
+            .moves()
+            .iter()
+            .map(|(old, new)| format!("{} -> {}", old.display(), new.display()));
+        moved
+            .chain(plan.remarks().iter().cloned())
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    fn tell(&self, told: &impl serde::Serialize, words: &str) -> Result<ExitCode, CommandError> {
+        let mut out = output::stdout();
+        match self.output {
+            Output::Json => output::json(told, &mut out)?,
+            Output::Human if self.quiet => {}
+            Output::Human => {
+                for line in words.lines() {
+                    writeln!(out, "{}", text::printable(line))?;
+                }
+            }
+        }
+        out.flush()?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn progress(&self) -> Progress {
+        if self.quiet {
+            Progress::quiet()
+        } else {
+            Progress::start("moving")
+        }
+    }
+}
+
+/// A move as JSON.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    moves: &'a [(PathBuf, PathBuf)],
+    steps: Vec<String>,
+    remarks: &'a [String],
+}
+
+/// A document in which every path that leads to what moves is the new one.
+fn renamed(document: &Document, moves: &HashMap<PathBuf, PathBuf>) -> Result<String, CommandError> {
+    let disks = document.disks.iter().flat_map(|disk| &disk.layers);
+    let snapshots = document
+        .snapshot_disks
+        .iter()
+        .filter_map(|disk| disk.layer.as_ref());
+    let layers = disks.chain(snapshots);
+    let paths: BTreeSet<&Path> = { layers }
+        .flat_map(|layer| std::iter::once(layer).chain(layer.data_store.as_deref()))
+        .filter_map(|layer| layer.source().and_then(Source::path))
+        .collect();
+    let mut edit = Edit::new(document);
+    for path in paths {
+        if let Some(new) = std::fs::canonicalize(path).ok().and_then(|real| moves.get(&real)) {
+            edit.relocate(path, new)?;
+        }
+    }
+    Ok(edit.finish()?)
+}
