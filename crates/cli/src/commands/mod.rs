@@ -28,7 +28,7 @@ pub mod man;
 pub mod map;
 pub mod measure;
 pub mod move_to;
-pub mod moves;
+mod moves;
 mod moving;
 mod options;
 pub mod prune;

@@ -1,14 +1,14 @@
 //! What `move` and `rename` share: the domains that name what moves, and how a move is performed and told.
 
-use super::change::stopped;
-use super::resume;
+use super::change::{ChangeArgs, stopped};
+use super::forest::warn;
 use crate::domain;
 use crate::error::CommandError;
 use crate::output::{self, Output};
-use crate::progress::Progress;
 use crate::target::PolicyArgs;
 use crate::text;
 use catena::ops::relocate::{self, Plan, Request};
+use catena::ops::script::{Direction, Script, Step};
 use catena::{Policy, Source};
 use catena_virt::Document;
 use catena_virt::edit::Edit;
@@ -28,12 +28,8 @@ pub struct MovesArgs {
     domains: Vec<PathBuf>,
     #[command(flatten)]
     policy: PolicyArgs,
-    /// Say what would be done, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Print nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Output,
@@ -43,28 +39,28 @@ impl MovesArgs {
     /// Moves, or goes on where the same was cut off.
     pub fn perform(&self, request: &Request) -> Result<ExitCode, CommandError> {
         let policy = self.policy.load()?;
+        let progress = || self.change.progress("moving");
         if let Some(journal) = relocate::unfinished(request)? {
-            let told = resume::told(&journal);
-            if !self.dry_run {
+            let script = journal.script().clone();
+            let words = format!("what was cut off is finished:\n{script}");
+            if !self.change.is_dry_run() {
                 journal
-                    .resume(catena::ops::script::Direction::Finish, &policy, &self.progress())
+                    .resume(Direction::Finish, &policy, &progress())
                     .map_err(stopped)?;
             }
-            return self.tell(
-                &told,
-                &format!("{} again:\n{}", told.operation, told.steps.join("\n")),
-            );
+            return self.tell(&[], &script, &[], &words);
         }
         let plan = self.plan(request, &policy)?;
-        if !self.dry_run {
-            plan.execute(&policy, &self.progress()).map_err(stopped)?;
+        warn(plan.unknown());
+        if !self.change.is_dry_run() {
+            plan.execute(&policy, &progress()).map_err(stopped)?;
         }
-        let told = Told {
-            moves: plan.moves(),
-            steps: plan.script().steps.iter().map(ToString::to_string).collect(),
-            remarks: plan.remarks(),
-        };
-        self.tell(&told, &self.in_words(&plan))
+        self.tell(
+            plan.moves(),
+            &plan.script(),
+            plan.remarks(),
+            &self.in_words(&plan),
+        )
     }
 
     fn plan(&self, request: &Request, policy: &Policy) -> Result<Plan, CommandError> {
@@ -85,7 +81,7 @@ impl MovesArgs {
 
     /// Every step where nothing is done yet, and else what became of what.
     fn in_words(&self, plan: &Plan) -> String {
-        if self.dry_run {
+        if self.change.is_dry_run() {
             return plan.to_string();
         }
         let moved = plan
@@ -98,11 +94,24 @@ impl MovesArgs {
             .join("\n")
     }
 
-    fn tell(&self, told: &impl serde::Serialize, words: &str) -> Result<ExitCode, CommandError> {
+    fn tell(
+        &self,
+        moves: &[(PathBuf, PathBuf)],
+        script: &Script,
+        remarks: &[String],
+        words: &str,
+    ) -> Result<ExitCode, CommandError> {
         let mut out = output::stdout();
         match self.output {
-            Output::Json => output::json(told, &mut out)?,
-            Output::Human if self.quiet => {}
+            _ if self.change.is_quiet() => {}
+            Output::Json => output::json(
+                &Told {
+                    moves,
+                    steps: &script.steps,
+                    remarks,
+                },
+                &mut out,
+            )?,
             Output::Human => {
                 for line in words.lines() {
                     writeln!(out, "{}", text::printable(line))?;
@@ -112,21 +121,14 @@ impl MovesArgs {
         out.flush()?;
         Ok(ExitCode::SUCCESS)
     }
-
-    fn progress(&self) -> Progress {
-        if self.quiet {
-            Progress::quiet()
-        } else {
-            Progress::start("moving")
-        }
-    }
 }
 
 /// A move as JSON.
 #[derive(serde::Serialize)]
 struct Told<'a> {
+    /// Old names and new ones.
     moves: &'a [(PathBuf, PathBuf)],
-    steps: Vec<String>,
+    steps: &'a [Step],
     remarks: &'a [String],
 }
 

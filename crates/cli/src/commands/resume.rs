@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::target::PolicyArgs;
 use crate::text::{count, printable};
 use catena::ErrorKind;
-use catena::ops::script::{Direction, Journal, find};
+use catena::ops::script::{Direction, Journal, Step, find};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -52,29 +52,29 @@ pub struct Args {
 
 /// A journal, as JSON has it.
 #[derive(Debug, Serialize)]
-pub struct Told {
+struct Told {
     journal: PathBuf,
     /// The operation.
-    pub operation: String,
+    operation: String,
     /// Whether it runs at this moment; nothing more is known of it then.
     running: bool,
     /// How many steps are done.
     done: usize,
-    /// All steps, in words.
-    pub steps: Vec<String>,
+    /// All steps.
+    steps: Vec<Step>,
     /// Whether it can be taken back.
     undo: bool,
 }
 
 /// What a journal says.
-pub fn told(journal: &Journal) -> Told {
+fn told(journal: &Journal) -> Told {
     let script = journal.script();
     Told {
         journal: journal.path().to_owned(),
         operation: script.operation.clone(),
         running: false,
         done: journal.done(),
-        steps: script.steps.iter().map(ToString::to_string).collect(),
+        steps: script.steps.clone(),
         undo: journal.can_be_taken_back(),
     }
 }
@@ -170,11 +170,11 @@ fn print(args: &Args, all: &[Told], out: &mut impl Write) -> std::io::Result<()>
         )?;
         if args.dry_run && args.undo {
             for step in told.steps.iter().take(told.done).rev() {
-                writeln!(out, "  undo: {}", printable(step))?;
+                writeln!(out, "  undo: {}", printable(&step.to_string()))?;
             }
         } else if args.dry_run {
             for step in told.steps.iter().skip(told.done) {
-                writeln!(out, "  {}", printable(step))?;
+                writeln!(out, "  {}", printable(&step.to_string()))?;
             }
         } else if args.list && !told.undo {
             writeln!(out, "  it can be finished, and not be taken back any more")?;

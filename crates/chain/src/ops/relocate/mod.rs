@@ -59,6 +59,7 @@ pub struct Plan {
     /// What goes, and what images record afterwards.
     ends: Vec<Step>,
     remarks: Vec<String>,
+    unknown: Vec<Error>,
 }
 
 /// The journal of the same move that was cut off.
@@ -136,6 +137,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         references: changes.others.clone(),
         ends: Vec::new(),
         remarks: remarks(&forest, &leads),
+        unknown: forest.errors,
     };
     plan.arrange(&items, &changes);
     Ok(plan)
@@ -284,7 +286,7 @@ impl Changes {
     }
 }
 
-/// What stays behind, and what is not known.
+/// What stays behind.
 fn remarks(forest: &Forest, leads: &Leads) -> Vec<String> {
     let mut remarks = BTreeSet::new();
     let real = |path: &Path| std::fs::canonicalize(path).ok();
@@ -312,12 +314,6 @@ fn remarks(forest: &Forest, leads: &Leads) -> Vec<String> {
                 ));
             }
         }
-    }
-    for error in &forest.errors {
-        remarks.insert(format!(
-            "not looked at, so what lies there may name what moves: {}",
-            error.full()
-        ));
     }
     remarks.into_iter().collect()
 }
@@ -383,6 +379,11 @@ impl Plan {
     /// What the user should know besides, in sentences.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
+    }
+
+    /// Folders that could not be looked into: what lies there may name what moves.
+    pub fn unknown(&self) -> &[Error] {
+        &self.unknown
     }
 
     /// Has a text file that names what moves get another text, when the new names are there and before the old ones go.
