@@ -6,6 +6,7 @@ use crate::extent::{Extent, FileRole};
 use catena_format::qcow2::Compression;
 use catena_storage::Storage;
 use std::fmt;
+use std::sync::Arc;
 
 /// An open image that speaks for itself alone.
 pub trait Image: fmt::Debug + Send + Sync {
@@ -24,8 +25,8 @@ pub trait Image: fmt::Debug + Send + Sync {
         Ok(start)
     }
 
-    /// The store behind one of the image's files.
-    fn storage(&self, file: FileRole) -> Result<&dyn Storage>;
+    /// The store behind one of the image's files, the same for as long as the image is open.
+    fn storage(&self, file: FileRole) -> Result<&Arc<dyn Storage>>;
 
     /// The unit of compression: a compressed extent belongs to one cluster of this size, aligned to it.
     fn cluster_size(&self) -> u64;

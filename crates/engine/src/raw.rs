@@ -84,8 +84,8 @@ impl Image for Raw {
         Ok(())
     }
 
-    fn storage(&self, _file: FileRole) -> Result<&dyn Storage> {
-        Ok(&*self.storage)
+    fn storage(&self, _file: FileRole) -> Result<&Arc<dyn Storage>> {
+        Ok(&self.storage)
     }
 
     fn cluster_size(&self) -> u64 {

@@ -6,6 +6,7 @@
 //! reads as zeros, also where a larger one below it has data.
 
 mod index;
+mod merge;
 mod stretch;
 
 use crate::addr::{GuestOffset, HostOffset};
@@ -25,8 +26,8 @@ use stretch::Stretch;
 
 /// Guest bytes whose merged map is built and kept as one piece.
 const STRETCH: u64 = 64 << 20;
-/// The same for a map that is walked once from end to end, where few large reads of tables cost less.
-const WALKED_STRETCH: u64 = 256 << 20;
+/// The same for a map that is walked once from end to end: few large reads of tables cost less, and there is something for each processor.
+const WALKED_STRETCH: u64 = 1 << 30;
 /// Default bound of the merged map's memory in bytes.
 const DEFAULT_INDEX_BYTES: u64 = 64 << 20;
 /// Bound of the decompressed clusters that are kept, in bytes.
@@ -36,8 +37,11 @@ const DECOMPRESSED_BYTES: u64 = 32 << 20;
 #[derive(Debug)]
 pub struct Stack {
     layers: Vec<Layer>,
+    /// What the layers' bytes are read from, side by side: a look-up leads here in one step.
+    stores: Vec<Stores>,
     size: u64,
     stretch: u64,
+    walked: bool,
     index_bytes: u64,
     index: Index,
     decompressed: Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>,
@@ -48,6 +52,13 @@ pub struct Stack {
 struct Layer {
     image: Arc<dyn Image>,
     path: PathBuf,
+}
+
+/// The files of a layer.
+#[derive(Debug)]
+struct Stores {
+    image: Option<Arc<dyn Storage>>,
+    data: Option<Arc<dyn Storage>>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,11 +77,17 @@ impl Stack {
             .into_iter()
             .map(|(image, path)| Layer { image, path })
             .collect();
+        let stores = layers.iter().map(|layer| Stores {
+            image: layer.image.storage(FileRole::Image).ok().cloned(),
+            data: layer.image.storage(FileRole::Data).ok().cloned(),
+        });
         let size = layers.first().map_or(0, |layer| layer.image.virtual_size());
         Self {
+            stores: stores.collect(),
             layers,
             size,
             stretch: STRETCH,
+            walked: false,
             index_bytes: DEFAULT_INDEX_BYTES,
             index: Index::new(size.div_ceil(STRETCH), DEFAULT_INDEX_BYTES),
             decompressed: Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes),
@@ -87,7 +104,8 @@ impl Stack {
 
     /// For a map that is walked once from end to end: merges more of it at a time.
     #[must_use]
-    pub fn for_walking(self) -> Self {
+    pub fn for_walking(mut self) -> Self {
+        self.walked = true;
         self.with_stretch(WALKED_STRETCH)
     }
 
@@ -120,42 +138,24 @@ impl Stack {
 
     /// Merges the layers' maps of `start..end`.
     fn merge(&self, start: u64, end: u64) -> Result<Vec<Extent>> {
-        // What no layer has answered for yet, in order.
-        let mut open = vec![unallocated(start, end)];
-        let mut answered = Vec::new();
-        let mut own = Vec::new();
-        for (number, layer) in (0u32..).zip(&self.layers) {
-            let size = GuestOffset(layer.image.virtual_size());
-            close_beyond(&mut open, size, number.saturating_sub(1), &mut answered);
-            let (Some(first), Some(last)) = (open.first(), open.last()) else {
-                break;
-            };
-            own.clear();
-            layer
-                .image
-                .map(first.start, last.end(), &mut own)
-                .map_err(|error| error.with_path(&layer.path))?;
-            if !matches!(
-                own.as_slice(),
-                [Extent {
-                    kind: ExtentKind::Unallocated,
-                    ..
-                }]
-            ) {
-                open = answer(&open, &own, number, &mut answered);
-            }
+        match self.walked {
+            true => merge::merge_by_many(&self.layers, start, end),
+            false => merge::merge(&self.layers, start, end),
         }
-        let bottom = u32::try_from(self.layers.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        answered.extend(open.into_iter().map(|extent| Extent {
-            layer: bottom,
-            ..extent
-        }));
-        answered.sort_unstable_by_key(|extent: &Extent| extent.start);
-        let mut merged = Vec::with_capacity(answered.len());
-        for extent in answered {
-            extent.push_to(&mut merged);
+    }
+
+    /// What [`Disk::extents`] tells, but bytes are bytes: no file is asked where it has holes.
+    pub fn map(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
+        let end = end.min(GuestOffset(self.size));
+        let mut extents = Vec::new();
+        if offset < end {
+            extents = self.at(offset, |stretch| {
+                let clipped = stretch.from(offset).map_while(|extent| extent.clip(offset, end));
+                clipped.collect()
+            })?;
+            self.go_on_through_nothing(end, &mut extents)?;
         }
-        Ok(merged)
+        Ok(extents)
     }
 
     /// Where nobody answered for the last extent, goes on for as long as nobody will: a vast disk is mostly that, and what it costs to walk
@@ -230,19 +230,30 @@ impl Stack {
         Ok((at, buf))
     }
 
+    /// The store behind one of a layer's files.
+    fn stored(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
+        let stores = self.stores.get(usize::try_from(layer).ok()?)?;
+        match file {
+            FileRole::Image => stores.image.as_deref(),
+            FileRole::Data => stores.data.as_deref(),
+        }
+    }
+
     /// Fills `buf` with the start of an extent's bytes.
     fn read_extent(&self, extent: &Extent, buf: &mut [u8]) -> Result<()> {
-        match extent.kind {
+        let read = match extent.kind {
             ExtentKind::Zero { .. } | ExtentKind::Unallocated => {
                 buf.fill(0);
                 return Ok(());
             }
-            _ => {}
-        }
-        let layer = self.layer(extent.layer)?;
-        let read = match extent.kind {
-            ExtentKind::Data { file, offset } => read_data(&*layer.image, file, offset, buf),
-            ExtentKind::Compressed { offset, len } => self.read_compressed(layer, extent, offset, len, buf),
+            ExtentKind::Data { file, offset } => match self.stored(extent.layer, file) {
+                Some(store) => read_data(store, offset, buf),
+                None => Err(Error::new(
+                    ErrorKind::NotFound,
+                    "the layer's data is in a file that is not open",
+                )),
+            },
+            ExtentKind::Compressed { offset, len } => self.read_compressed(extent, offset, len, buf),
             ExtentKind::Encrypted { offset } => Err(Error::new(
                 ErrorKind::Encrypted,
                 "the data is encrypted, and reading encrypted images is not supported",
@@ -253,19 +264,15 @@ impl Stack {
                 format!("the mapping of guest offset {} is damaged", extent.start),
             )
             .at(entry.0)),
-            ExtentKind::Zero { .. } | ExtentKind::Unallocated => Ok(()),
         };
-        read.map_err(|error| error.with_path(&layer.path))
+        read.map_err(|error| match self.layer(extent.layer) {
+            Ok(layer) => error.with_path(&layer.path),
+            Err(none) => none,
+        })
     }
 
-    fn read_compressed(
-        &self,
-        layer: &Layer,
-        extent: &Extent,
-        offset: HostOffset,
-        len: u32,
-        buf: &mut [u8],
-    ) -> Result<()> {
+    fn read_compressed(&self, extent: &Extent, offset: HostOffset, len: u32, buf: &mut [u8]) -> Result<()> {
+        let layer = self.layer(extent.layer)?;
         let skip = usize::try_from(extent.start.0 % layer.image.cluster_size()).unwrap_or_default();
         let key = (extent.layer, offset);
         let cluster = match self.decompressed.get(&key) {
@@ -293,7 +300,7 @@ impl Stack {
             return Ok(());
         };
         let layer = self.layer(extent.layer)?;
-        let storage = layer.image.storage(file)?;
+        let storage = &**layer.image.storage(file)?;
         let mut done = 0;
         while done < extent.len {
             let left = extent.len - done;
@@ -356,23 +363,15 @@ impl Disk for Stack {
     }
 
     fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>> {
-        let end = end.min(GuestOffset(self.size));
         let mut extents = Vec::new();
-        if offset < end {
-            let parts: Vec<Extent> = self.at(offset, |stretch| {
-                let clipped = stretch.from(offset).map_while(|extent| extent.clip(offset, end));
-                clipped.collect()
-            })?;
-            for part in parts {
-                self.refine(part, &mut extents)?;
-            }
-            self.go_on_through_nothing(end, &mut extents)?;
+        for extent in self.map(offset, end)? {
+            self.refine(extent, &mut extents)?;
         }
         Ok(extents)
     }
 
     fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
-        self.layer(layer).ok()?.image.storage(file).ok()
+        self.stored(layer, file)
     }
 
     fn compression(&self, layer: u32) -> Option<(Compression, u64)> {
@@ -381,60 +380,11 @@ impl Disk for Stack {
     }
 }
 
-fn read_data(image: &dyn Image, file: FileRole, offset: HostOffset, buf: &mut [u8]) -> Result<()> {
-    let storage: &dyn Storage = image.storage(file)?;
-    let read = storage.read_at(buf, offset.0)?;
+fn read_data(store: &dyn Storage, offset: HostOffset, buf: &mut [u8]) -> Result<()> {
+    let read = store.read_at(buf, offset.0)?;
     // Past the end of the file there are zeros: a preallocated image, or the rest of a raw one's last sector.
     if let Some(rest) = buf.get_mut(read..) {
         rest.fill(0);
     }
     Ok(())
-}
-
-fn unallocated(start: u64, end: u64) -> Extent {
-    Extent {
-        start: GuestOffset(start),
-        len: end.saturating_sub(start),
-        kind: ExtentKind::Unallocated,
-        layer: 0,
-    }
-}
-
-/// Takes what lies beyond a layer's end out of what is open: it reads as zeros, and nobody below is asked.
-///
-/// `asked` is the last layer that was asked, the one above.
-fn close_beyond(open: &mut Vec<Extent>, end: GuestOffset, asked: u32, answered: &mut Vec<Extent>) {
-    while let Some(last) = open.last_mut().filter(|last| last.end() > end) {
-        let cut = last.start.max(end);
-        answered.push(Extent {
-            layer: asked,
-            ..unallocated(cut.0, last.end().0)
-        });
-        last.len = cut.0 - last.start.0;
-        if last.len > 0 {
-            break;
-        }
-        open.pop();
-    }
-}
-
-/// Takes a layer's own answers to the ranges that are open, and tells which are open still. All lists are in order.
-fn answer(open: &[Extent], own: &[Extent], layer: u32, answered: &mut Vec<Extent>) -> Vec<Extent> {
-    let mut still_open = Vec::with_capacity(open.len());
-    let mut own = own.iter().peekable();
-    for range in open {
-        while let Some(extent) = own.peek() {
-            if let Some(part) = extent.clip(range.start, range.end()) {
-                match part.kind {
-                    ExtentKind::Unallocated => part.push_to(&mut still_open),
-                    _ => answered.push(Extent { layer, ..part }),
-                }
-            }
-            if extent.end() > range.end() {
-                break;
-            }
-            own.next();
-        }
-    }
-    still_open
 }

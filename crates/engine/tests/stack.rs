@@ -17,7 +17,7 @@ const UNITS: u64 = 300;
 struct Patches {
     size: u64,
     kinds: Vec<ExtentKind>,
-    store: MemoryStorage,
+    store: Arc<dyn Storage>,
     asked: AtomicU64,
 }
 
@@ -39,7 +39,7 @@ impl Patches {
         Self {
             size: units * UNIT,
             kinds: kinds.collect(),
-            store,
+            store: Arc::new(store),
             asked: AtomicU64::new(0),
         }
     }
@@ -66,7 +66,7 @@ impl Image for Patches {
         Ok(())
     }
 
-    fn storage(&self, _: FileRole) -> Result<&dyn Storage> {
+    fn storage(&self, _: FileRole) -> Result<&Arc<dyn Storage>> {
         Ok(&self.store)
     }
 

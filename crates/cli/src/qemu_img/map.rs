@@ -14,6 +14,7 @@ use catena_engine::{Extent, ExtentKind, FileRole, GuestOffset, HostOffset, Image
 use catena_format::Format;
 use catena_storage::SpanKind;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub const OPTIONS: Options = Options {
@@ -30,8 +31,8 @@ pub const OPTIONS: Options = Options {
     ],
 };
 
-/// Guest bytes that are mapped at once.
-const PIECE: u64 = 256 << 20;
+/// Guest bytes that a question is answered for.
+const PIECE: u64 = 1 << 30;
 
 /// Runs the subcommand.
 pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
@@ -210,8 +211,9 @@ fn hexadecimal(number: u64) -> String {
     }
 }
 
-/// The layers of a disk, asked one after the other as QEMU does.
+/// The merged map of a disk, in QEMU's words.
 pub struct Map {
+    stack: Stack,
     layers: Vec<MapLayer>,
     /// Bytes of the disk.
     pub size: u64,
@@ -232,12 +234,17 @@ impl Map {
     /// Of an image with what it stands on.
     pub fn new(opened: &Opened) -> Result<Self> {
         let mut layers = Vec::new();
+        let mut images = Vec::new();
         for (index, (layer, name)) in opened.chain.layers.iter().zip(&opened.names).enumerate() {
             let image = layer
                 .image(Sharing::Force)
                 .map_err(|failed| error(failed.full()))?;
             let is_raw = layer.format != Format::Qcow2;
             let file = if index == 0 { &opened.node.filename } else { name };
+            images.push((
+                Arc::clone(&image),
+                layer.path().map(PathBuf::from).unwrap_or_default(),
+            ));
             layers.push(MapLayer {
                 asks_file: is_raw || preallocated::seems_so(layer),
                 is_raw,
@@ -250,73 +257,36 @@ impl Map {
                 subclusters: Subclusters::of(layer),
             });
         }
-        let size = layers.first().map_or(0, |layer| layer.image.virtual_size());
-        Ok(Self { layers, size })
+        let stack = Stack::new(images).for_walking();
+        let size = stack.size();
+        Ok(Self { stack, layers, size })
     }
 
     /// Gives the stretches of a range to `each`, in order.
     pub fn walk(&self, start: u64, end: u64, mut each: impl FnMut(Entry) -> Result<()>) -> Result<()> {
         let mut at = start;
         while at < end {
-            let to = end.min(at.saturating_add(PIECE));
-            self.piece(at, to, &mut each)?;
-            at = to;
-        }
-        Ok(())
-    }
-
-    /// What the layers say about a range: each is asked once, and for what those above leave open.
-    fn piece(&self, start: u64, end: u64, each: &mut dyn FnMut(Entry) -> Result<()>) -> Result<()> {
-        let mut answered = Vec::new();
-        let mut open = vec![(start, end)];
-        let mut own = Vec::new();
-        for (depth, layer) in self.layers.iter().enumerate() {
-            let (Some((first, _)), Some((_, last))) = (open.first(), open.last()) else {
-                break;
-            };
-            own.clear();
-            layer
-                .image
-                .map(GuestOffset(*first), GuestOffset(*last), &mut own)
+            let extents = self
+                .stack
+                .map(GuestOffset(at), GuestOffset(end))
                 .map_err(|failed| error(format!("Could not read file metadata: {}", failed.full())))?;
-            // What the next layer does not reach is zeros, and nobody below it is asked.
-            let below = self
-                .layers
-                .get(depth + 1)
-                .map_or(0, |below| below.image.virtual_size());
-            let mut still_open: Vec<(u64, u64)> = Vec::with_capacity(open.len());
-            let mut push = |entry| {
-                answered.push(entry);
-                Ok(())
-            };
-            let mut extents = own.iter().peekable();
-            for (from, to) in &open {
-                while let Some(extent) = extents.peek() {
-                    let part = extent.clip(GuestOffset(*from), GuestOffset(*to));
-                    if let Some(part) = part.filter(|part| part.kind != ExtentKind::Unallocated) {
-                        layer.entries(depth, &part, &mut push)?;
-                    } else if let Some(part) = part {
-                        let (from, to) = (part.start.0, part.end().0);
-                        let reached = below.clamp(from, to);
-                        match still_open.last_mut() {
-                            Some(last) if last.1 == from && from < reached => last.1 = reached,
-                            _ if from < reached => still_open.push((from, reached)),
-                            _ => {}
-                        }
-                        if reached < to {
-                            layer.nothing(depth, reached, to, &mut push)?;
-                        }
-                    }
-                    if extent.end().0 > *to {
-                        break;
-                    }
-                    extents.next();
+            let before = at;
+            for extent in extents {
+                at = extent.end().0;
+                let depth = usize::try_from(extent.layer).unwrap_or(usize::MAX);
+                let Some(layer) = self.layers.get(depth) else {
+                    continue;
+                };
+                match extent.kind {
+                    ExtentKind::Unallocated => layer.nothing(depth, extent.start.0, at, &mut each)?,
+                    _ => layer.entries(depth, &extent, &mut each)?,
                 }
             }
-            open = still_open;
+            if at == before {
+                break;
+            }
         }
-        answered.sort_by_key(|entry| entry.start);
-        answered.into_iter().try_for_each(each)
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use crate::image::Image;
 use catena_format::qcow2::layout::SUBCLUSTERS;
 use catena_format::qcow2::{Cluster, Compression, CryptMethod, Header, L1Entry, Layout, Snapshot};
 use catena_storage::Storage;
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +20,13 @@ use std::sync::{Arc, OnceLock};
 const SMALL_L1: u32 = 64;
 /// Larger L1 tables are read in pieces of this many entries.
 const L1_PIECE: u64 = 512;
+/// L2 tables are read in pieces of this many bytes.
+const L2_PIECE: u64 = 64 << 10;
+
+thread_local! {
+    /// Where a piece of an L2 table is read to. What is new would have to be zeroed first, which takes as long as reading it.
+    static PIECE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A qcow2 image open for reading.
 #[derive(Debug)]
@@ -141,18 +149,37 @@ impl Qcow2 {
 
     /// Maps what one L2 table says about `start..end`, which lies within the table's coverage.
     fn map_table(&self, table: u64, start: u64, end: u64, extents: &mut Vec<Extent>) -> Result<()> {
-        let cluster_bits = self.layout.cluster_bits;
         let entry_size = self.layout.l2_entry_size();
-        let in_table = |address: u64| (address % self.layout.l2_coverage()) >> cluster_bits.get();
-        let first = in_table(start);
-        let count = in_table(end - 1) - first + 1;
-        let slice_offset = table.saturating_add(first * entry_size);
-        let slice = self.read_metadata(slice_offset, count * entry_size)?;
-        let entry_bytes = usize::try_from(entry_size).unwrap_or(8);
+        let piece = (L2_PIECE / entry_size).saturating_mul(self.cluster_size());
+        let mut at = start;
+        while at < end {
+            let to = (at - at % piece).saturating_add(piece).min(end);
+            let first = (at % self.layout.l2_coverage()) / self.cluster_size();
+            let last = ((to - 1) % self.layout.l2_coverage()) / self.cluster_size();
+            let offset = table.saturating_add(first * entry_size);
+            let len = usize::try_from((last + 1 - first) * entry_size).unwrap_or_default();
+            PIECE.with_borrow_mut(|buf| {
+                buf.resize(buf.len().max(len), 0);
+                let entries = buf.get_mut(..len).unwrap_or_default();
+                let read = self.storage.read_at(entries, offset)?;
+                // What lies past the end of the file is zeros.
+                entries.get_mut(read..).unwrap_or_default().fill(0);
+                self.map_entries(entries, offset, at, to, extents);
+                Ok::<_, Error>(())
+            })?;
+            at = to;
+        }
+        Ok(())
+    }
+
+    /// Maps what the entries of `start..end`, which lie at `offset`, say.
+    fn map_entries(&self, entries: &[u8], offset: u64, start: u64, end: u64, extents: &mut Vec<Extent>) {
+        let cluster_bits = self.layout.cluster_bits;
+        let entry_bytes = usize::try_from(self.layout.l2_entry_size()).unwrap_or(8);
         let first_address = start - cluster_bits.offset_in_cluster(start);
         let address_of = |index: usize| first_address.saturating_add((index as u64) << cluster_bits.get());
         let mut index = 0;
-        while let Some(rest) = slice.get(index * entry_bytes..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = entries.get(index * entry_bytes..).filter(|rest| !rest.is_empty()) {
             let from = address_of(index).max(start);
             // Tables are mostly empty, and emptiness is found much faster than it is decoded.
             let empty = leading_zeros(rest) / entry_bytes;
@@ -180,13 +207,12 @@ impl Qcow2 {
                     extent(from, to, kind).push_to(extents);
                 }
                 Err(_) => {
-                    let entry = HostOffset(slice_offset.saturating_add((index * entry_bytes) as u64));
+                    let entry = HostOffset(offset.saturating_add((index * entry_bytes) as u64));
                     extent(from, to, ExtentKind::Corrupt { entry }).push_to(extents);
                 }
             }
             index += 1;
         }
-        Ok(())
     }
 
     fn map_subclusters(
@@ -300,11 +326,11 @@ impl Image for Qcow2 {
         Ok(GuestOffset(at))
     }
 
-    fn storage(&self, file: FileRole) -> Result<&dyn Storage> {
+    fn storage(&self, file: FileRole) -> Result<&Arc<dyn Storage>> {
         match (file, &self.data_file) {
-            (FileRole::Data, Some(data_file)) => Ok(&**data_file),
+            (FileRole::Data, Some(data_file)) => Ok(data_file),
             (FileRole::Data, None) => Err(Error::new(ErrorKind::NotFound, "the image has no data file")),
-            (FileRole::Image, _) => Ok(&*self.storage),
+            (FileRole::Image, _) => Ok(&self.storage),
         }
     }
 

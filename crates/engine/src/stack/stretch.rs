@@ -1,7 +1,8 @@
-//! The merged map of one stretch of guest addresses, packed: 16 bytes for each run.
+//! The merged map of one stretch of guest addresses, packed: 16 bytes for each run, and at most 4 more to find it by.
 //!
-//! A look-up is a binary search over starts that lie side by side, 4 bytes each, so that even a stretch of a thousand runs is found in a few
-//! lines of cache. Nothing changes after it was made, but whether it was used.
+//! The stretch is cut into about as many equal parts as there are runs, and a table tells which run each part begins in. A look-up reads one
+//! entry of it and a run or two: two lines of cache, however many runs there are, where they are spread evenly; where they are not, a binary
+//! search among those of one part. Nothing changes after it was made, but whether it was used.
 
 use crate::addr::{GuestOffset, HostOffset};
 use crate::extent::{Extent, ExtentKind, FileRole};
@@ -25,17 +26,20 @@ pub(super) struct Stretch {
     number: u64,
     start: u64,
     end: u64,
-    /// Where each run starts, from the start of the stretch on.
-    starts: Box<[u32]>,
-    places: Box<[Place]>,
+    /// The run that holds the first byte of each part of `1 << part_bits` bytes.
+    parts: Box<[u32]>,
+    part_bits: u32,
+    runs: Box<[Run]>,
     /// Where the bytes of compressed clusters are, and how many.
     compressed: Box<[(HostOffset, u32)]>,
     used: AtomicBool,
 }
 
-/// What a run is: kind and layer, and an offset in two halves, so that nothing is lost to alignment.
+/// A run: where it starts, from the start of the stretch on, its kind and layer, and an offset in two halves, so that nothing is lost to
+/// alignment.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Run {
+    start: u32,
     tag: u32,
     high: u32,
     low: u32,
@@ -45,18 +49,33 @@ impl Stretch {
     /// Packs extents that fill `start..end`, in order and without gaps; fewer bytes than 32 bits count.
     pub(super) fn new(number: u64, start: u64, end: u64, extents: &[Extent]) -> Self {
         let mut compressed = Vec::new();
-        let starts = extents
+        let runs: Box<[Run]> = extents
             .iter()
-            .map(|extent| u32::try_from(extent.start.0.saturating_sub(start)).unwrap_or(u32::MAX));
+            .map(|extent| Run::of(extent, start, &mut compressed))
+            .collect();
+        let last = end.saturating_sub(start).saturating_sub(1);
+        let mut part_bits = 0;
+        while last >> part_bits >= runs.len().max(1) as u64 {
+            part_bits += 1;
+        }
+        let mut run = 0;
+        let parts = (0..=last >> part_bits).map(|part| {
+            let first_byte = part << part_bits;
+            while runs
+                .get(run + 1)
+                .is_some_and(|next| u64::from(next.start) <= first_byte)
+            {
+                run += 1;
+            }
+            u32::try_from(run).unwrap_or(u32::MAX)
+        });
         Self {
             number,
             start,
             end,
-            starts: starts.collect(),
-            places: extents
-                .iter()
-                .map(|extent| Place::of(extent, &mut compressed))
-                .collect(),
+            parts: parts.collect(),
+            part_bits,
+            runs,
             compressed: compressed.into(),
             used: AtomicBool::new(true),
         }
@@ -69,7 +88,7 @@ impl Stretch {
 
     /// Bytes of memory it takes.
     pub(super) fn weight(&self) -> u64 {
-        let lists = size_of_val(&*self.starts) + size_of_val(&*self.places) + size_of_val(&*self.compressed);
+        let lists = size_of_val(&*self.parts) + size_of_val(&*self.runs) + size_of_val(&*self.compressed);
         (size_of::<Self>() + lists) as u64
     }
 
@@ -87,35 +106,41 @@ impl Stretch {
 
     /// The runs from the one that holds `at` on, whole.
     pub(super) fn from(&self, at: GuestOffset) -> impl Iterator<Item = Extent> {
-        let inside = at.0.saturating_sub(self.start);
-        let behind = self.starts.partition_point(|start| u64::from(*start) <= inside);
-        let first = behind.saturating_sub(1);
-        let starts = self.starts.get(first..).unwrap_or_default();
-        let places = self.places.get(first..).unwrap_or_default();
-        let address = |start: &u32| self.start.saturating_add((*start).into());
-        let ends = starts
-            .iter()
-            .skip(1)
-            .map(address)
-            .chain(std::iter::once(self.end));
-        starts
-            .iter()
-            .zip(places)
-            .zip(ends)
-            .map(move |((start, place), end)| {
-                let start = address(start);
+        let runs = self.runs.get(self.find(at)..).unwrap_or_default();
+        let ends = runs.iter().skip(1).map(|next| self.address(next));
+        runs.iter()
+            .zip(ends.chain(std::iter::once(self.end)))
+            .map(move |(run, end)| {
+                let start = self.address(run);
                 Extent {
                     start: GuestOffset(start),
                     len: end.saturating_sub(start),
-                    kind: place.kind(&self.compressed),
-                    layer: place.tag >> KIND_BITS,
+                    kind: run.kind(&self.compressed),
+                    layer: run.tag >> KIND_BITS,
                 }
             })
     }
+
+    /// The index of the run that holds `at`.
+    fn find(&self, at: GuestOffset) -> usize {
+        let inside = at.0.saturating_sub(self.start);
+        let part = usize::try_from(inside >> self.part_bits).unwrap_or(usize::MAX);
+        let run_at = |part: usize| self.parts.get(part).and_then(|run| usize::try_from(*run).ok());
+        let first = run_at(part).unwrap_or_default();
+        // The run that the next part begins in may begin in this one.
+        let last = run_at(part.saturating_add(1)).unwrap_or(self.runs.len().saturating_sub(1));
+        let candidates = self.runs.get(first..=last).unwrap_or_default();
+        let behind = candidates.partition_point(|run| u64::from(run.start) <= inside);
+        first.saturating_add(behind).saturating_sub(1)
+    }
+
+    fn address(&self, run: &Run) -> u64 {
+        self.start.saturating_add(run.start.into())
+    }
 }
 
-impl Place {
-    fn of(extent: &Extent, compressed: &mut Vec<(HostOffset, u32)>) -> Self {
+impl Run {
+    fn of(extent: &Extent, stretch_start: u64, compressed: &mut Vec<(HostOffset, u32)>) -> Self {
         let (kind, offset) = match extent.kind {
             ExtentKind::Data {
                 file: FileRole::Image,
@@ -137,6 +162,7 @@ impl Place {
         };
         let [a, b, c, d, e, f, g, h] = offset.to_be_bytes();
         Self {
+            start: u32::try_from(extent.start.0.saturating_sub(stretch_start)).unwrap_or(u32::MAX),
             tag: extent.layer << KIND_BITS | kind,
             high: u32::from_be_bytes([a, b, c, d]),
             low: u32::from_be_bytes([e, f, g, h]),
@@ -223,7 +249,49 @@ mod tests {
                 assert_eq!(found, extents[n..]);
             }
         }
-        let places = 9 * 16;
-        assert!(stretch.weight() < places + 2 * 16 + 128);
+        let runs = 9 * (16 + 4);
+        assert!(stretch.weight() < runs + 2 * 16 + 128);
+    }
+
+    /// Runs of those lengths, each its own layer.
+    fn layered(start: u64, lengths: impl IntoIterator<Item = u64>) -> Vec<Extent> {
+        let mut at = start;
+        (0..)
+            .zip(lengths)
+            .map(|(layer, len)| {
+                at += len;
+                Extent {
+                    start: GuestOffset(at - len),
+                    len,
+                    kind: ExtentKind::Unallocated,
+                    layer,
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_run_is_found_however_they_are_spread() {
+        let start = 5 << 26;
+        let even = layered(start, [1 << 16; 1024]);
+        let crowded = layered(start, [512; 999].into_iter().chain([(1 << 26) - 999 * 512]));
+        let growing = layered(start, (0..26).map(|power| 1 << power));
+        let odd = layered(start, (0..500).map(|n| n * 7919 % 1013 * 512 + 1));
+        for extents in [
+            even,
+            crowded,
+            growing,
+            odd,
+            layered(start, [1]),
+            layered(start, [1 << 26]),
+        ] {
+            let end = extents.last().unwrap().end().0;
+            let stretch = Stretch::new(5, start, end, &extents);
+            for extent in &extents {
+                for at in [extent.start.0, extent.end().0 - 1] {
+                    assert_eq!(stretch.from(GuestOffset(at)).next(), Some(*extent));
+                }
+            }
+        }
     }
 }
