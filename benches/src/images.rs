@@ -190,11 +190,32 @@ pub fn qcow2(folder: &Folder, len: u64) -> Result<()> {
 pub const DEEP_DISK: u64 = 16 << 30;
 /// Bytes of the disk of [`full`].
 pub const FULL_DISK: u64 = 1 << 30;
+/// Clusters that each of their layers has.
+const DEEP_CLUSTERS: u64 = 64;
+const FULL_CLUSTERS: u64 = 16;
 
 /// `deep0`, `deep1` …: so many layers, each with 64 random clusters of a disk that is mostly holes. A chain of any smaller depth is
 /// what lies below the layer of that number.
 pub fn deep(folder: &Folder, layers: u64) -> Result<()> {
-    layered(folder, "deep", layers, DEEP_DISK, 64)
+    layered(folder, "deep", layers, DEEP_DISK, DEEP_CLUSTERS)
+}
+
+/// `deep-flat`: what the guest sees of so many layers of [`deep`], in one image.
+pub fn deep_flat(folder: &Folder, layers: u64) -> Result<()> {
+    folder.img(&format!("create -q -f qcow2 deep-flat {DEEP_DISK}"))?;
+    for layer in 0..layers {
+        folder.io("deep-flat", &writes(layer, DEEP_DISK, DEEP_CLUSTERS))?;
+    }
+    Ok(())
+}
+
+/// `full-flat`: the same of [`full`], which it needs.
+pub fn full_flat(folder: &Folder, layers: u64) -> Result<()> {
+    folder.copy("full0", "full-flat")?;
+    for layer in 1..layers {
+        folder.io("full-flat", &writes(layer, FULL_DISK, FULL_CLUSTERS))?;
+    }
+    Ok(())
 }
 
 /// `full0`, `full1` …: the same over a base that is full of data, each layer with 16 random clusters.
@@ -204,7 +225,7 @@ pub fn full(folder: &Folder, layers: u64) -> Result<()> {
         folder.img("convert -f raw -O qcow2 full.raw full0")?;
         std::fs::remove_file(folder.path().join("full.raw"))?;
     }
-    layered(folder, "full", layers, FULL_DISK, 16)
+    layered(folder, "full", layers, FULL_DISK, FULL_CLUSTERS)
 }
 
 fn layered(folder: &Folder, prefix: &str, layers: u64, size: u64, clusters: u64) -> Result<()> {
@@ -219,18 +240,22 @@ fn layered(folder: &Folder, prefix: &str, layers: u64, size: u64, clusters: u64)
                 "create -q -u -f qcow2 -b {prefix}{below} -F qcow2 {name} {size}"
             ))?,
         }
-        let places = size >> 16;
-        let mut state = layer * 2 + 1;
-        let writes: Vec<_> = (0..clusters)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(0x5851_f42d_4c95_7f2d)
-                    .wrapping_add(0x1405_7b7e_f767_814f);
-                let place = (state >> 33) % places;
-                format!("write -q -P {} {} 64k", layer % 255 + 1, place << 16)
-            })
-            .collect();
-        folder.io(&name, &writes)?;
+        folder.io(&name, &writes(layer, size, clusters))?;
     }
     Ok(())
+}
+
+/// What a layer writes: random clusters, full of its number.
+fn writes(layer: u64, size: u64, clusters: u64) -> Vec<String> {
+    let places = size >> 16;
+    let mut state = layer * 2 + 1;
+    (0..clusters)
+        .map(|_| {
+            state = state
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f);
+            let place = (state >> 33) % places;
+            format!("write -q -P {} {} 64k", layer % 255 + 1, place << 16)
+        })
+        .collect()
 }

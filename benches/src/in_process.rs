@@ -10,10 +10,15 @@ use catena::{Disk, GuestOffset, Policy, Start, detect};
 use catena_engine::{Qcow2, Qcow2Disk, Stack, WritableDisk};
 use catena_storage::{LocalFile, OpenOptions, Storage};
 use catena_workload::{Figures, Op, SyncDisk, Work, work_sync};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
 
 /// Does a work.
 pub fn work(work: &Work) -> Result<Figures> {
+    if let Some(most) = work.descriptors {
+        let (_, allowed) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most.min(allowed), allowed)?;
+    }
     match work.op {
         Op::Write => work_sync(work, || open_to_write(work)),
         _ => work_sync(work, || open_to_read(work)),

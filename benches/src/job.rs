@@ -85,6 +85,8 @@ pub struct Job {
     pub same: Same,
     /// Whether the time is that of the whole command also in process.
     pub whole: bool,
+    /// The files that are in memory before the runs that count: what is waited for is not the disk.
+    pub warm: Vec<String>,
     /// A curve of the plot, and the depth of which this job is a point.
     pub point: Option<(&'static str, u64)>,
 }
@@ -100,6 +102,7 @@ impl Job {
             contenders: Vec::new(),
             same: Same::Success,
             whole: false,
+            warm: Vec::new(),
             point: None,
         }
     }
@@ -170,6 +173,13 @@ impl Job {
     #[must_use]
     pub fn whole_commands(mut self) -> Self {
         self.whole = true;
+        self
+    }
+
+    /// Has files read before the runs that count.
+    #[must_use]
+    pub fn warmed(mut self, files: impl IntoIterator<Item = String>) -> Self {
+        self.warm.extend(files);
         self
     }
 

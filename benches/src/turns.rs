@@ -5,6 +5,7 @@ use crate::job::{Contender, Job, Program, Same};
 use crate::once::{self, Used};
 use anyhow::{Context, Result, bail, ensure};
 use catena_workload::Figures;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Seconds that the runs of one contender may take together, about; one whose runs are long has fewer.
@@ -108,6 +109,9 @@ pub fn take(job: &Job, images: &mut Images, programs: &Programs, runs: usize) ->
         }
     }
     clean(folder)?;
+    for name in &job.warm {
+        std::io::copy(&mut File::open(folder.path().join(name))?, &mut std::io::sink())?;
+    }
     for number in 0..runs {
         for turn in &mut turns {
             if turn.failed.is_none() && number < turn.most {

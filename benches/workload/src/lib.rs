@@ -47,6 +47,8 @@ pub struct Work {
     pub stride: u64,
     /// How many places are written, at most.
     pub count: usize,
+    /// How many descriptors the process may have; as many as it has been given where it is not said.
+    pub descriptors: Option<u64>,
 }
 
 impl Work {
@@ -63,6 +65,7 @@ impl Work {
             span: 0,
             stride: 0,
             count: usize::MAX,
+            descriptors: None,
         };
         for word in words {
             let (key, value) = word
@@ -87,6 +90,7 @@ impl Work {
                 "span" => work.span = value.parse().with_context(bad)?,
                 "stride" => work.stride = value.parse().with_context(bad)?,
                 "count" => work.count = value.parse().with_context(bad)?,
+                "descriptors" => work.descriptors = Some(value.parse().with_context(bad)?),
                 _ => bail!("a work has no `{key}`"),
             }
         }

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentKind, FileRole};
 use crate::image::Image;
 use catena_format::qcow2::Compression;
-use catena_storage::{SpanKind, Storage};
+use catena_storage::{Shortcut, SpanKind, Storage};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::path::PathBuf;
@@ -57,8 +57,15 @@ struct Layer {
 /// The files of a layer.
 #[derive(Debug)]
 struct Stores {
-    image: Option<Arc<dyn Storage>>,
-    data: Option<Arc<dyn Storage>>,
+    image: Option<Store>,
+    data: Option<Store>,
+}
+
+/// A file, and the short way to its bytes where there is one.
+#[derive(Debug)]
+struct Store {
+    shortcut: Option<Shortcut>,
+    storage: Arc<dyn Storage>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,8 +85,8 @@ impl Stack {
             .map(|(image, path)| Layer { image, path })
             .collect();
         let stores = layers.iter().map(|layer| Stores {
-            image: layer.image.storage(FileRole::Image).ok().cloned(),
-            data: layer.image.storage(FileRole::Data).ok().cloned(),
+            image: layer.image.storage(FileRole::Image).ok().map(Store::new),
+            data: layer.image.storage(FileRole::Data).ok().map(Store::new),
         });
         let size = layers.first().map_or(0, |layer| layer.image.virtual_size());
         Self {
@@ -231,11 +238,11 @@ impl Stack {
     }
 
     /// The store behind one of a layer's files.
-    fn stored(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
+    fn stored(&self, layer: u32, file: FileRole) -> Option<&Store> {
         let stores = self.stores.get(usize::try_from(layer).ok()?)?;
         match file {
-            FileRole::Image => stores.image.as_deref(),
-            FileRole::Data => stores.data.as_deref(),
+            FileRole::Image => stores.image.as_ref(),
+            FileRole::Data => stores.data.as_ref(),
         }
     }
 
@@ -247,7 +254,7 @@ impl Stack {
                 return Ok(());
             }
             ExtentKind::Data { file, offset } => match self.stored(extent.layer, file) {
-                Some(store) => read_data(store, offset, buf),
+                Some(store) => store.read(buf, offset),
                 None => Err(Error::new(
                     ErrorKind::NotFound,
                     "the layer's data is in a file that is not open",
@@ -300,7 +307,7 @@ impl Stack {
             return Ok(());
         };
         let layer = self.layer(extent.layer)?;
-        let storage = &**layer.image.storage(file)?;
+        let storage = layer.image.storage(file)?;
         let mut done = 0;
         while done < extent.len {
             let left = extent.len - done;
@@ -371,7 +378,7 @@ impl Disk for Stack {
     }
 
     fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {
-        self.stored(layer, file)
+        Some(&*self.stored(layer, file)?.storage)
     }
 
     fn compression(&self, layer: u32) -> Option<(Compression, u64)> {
@@ -380,11 +387,24 @@ impl Disk for Stack {
     }
 }
 
-fn read_data(store: &dyn Storage, offset: HostOffset, buf: &mut [u8]) -> Result<()> {
-    let read = store.read_at(buf, offset.0)?;
-    // Past the end of the file there are zeros: a preallocated image, or the rest of a raw one's last sector.
-    if let Some(rest) = buf.get_mut(read..) {
-        rest.fill(0);
+impl Store {
+    fn new(storage: &Arc<dyn Storage>) -> Self {
+        Self {
+            shortcut: storage.shortcut(),
+            storage: Arc::clone(storage),
+        }
     }
-    Ok(())
+
+    /// Fills `buf` with what lies at an offset.
+    fn read(&self, buf: &mut [u8], offset: HostOffset) -> Result<()> {
+        let read = match &self.shortcut {
+            Some(shortcut) => shortcut.read_at(buf, offset.0)?,
+            None => self.storage.read_at(buf, offset.0)?,
+        };
+        // Past the end of the file there are zeros: a preallocated image, or the rest of a raw one's last sector.
+        if let Some(rest) = buf.get_mut(read..) {
+            rest.fill(0);
+        }
+        Ok(())
+    }
 }

@@ -27,3 +27,4 @@ pub use lock::{LockMode, Locking, Permission, Permissions};
 pub use memory::MemoryStorage;
 pub use open::{OpenOptions, sync_directory_of};
 pub use storage::{Alignment, Identity, Span, SpanKind, Storage};
+pub use sys::shortcut::Shortcut;

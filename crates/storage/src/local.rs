@@ -13,6 +13,7 @@ use crate::hole;
 use crate::lock::{LockMode, Locking};
 use crate::open::{self, Kind, OpenOptions};
 use crate::storage::{Alignment, Identity, Span, SpanKind, Storage};
+use crate::sys::shortcut::Shortcut;
 use crate::transfer::{self, uninterrupted, wide};
 use rustix::fs::{OFlags, fcntl_getfl, fdatasync, fstat, ftruncate};
 use std::fs::File;
@@ -158,7 +159,12 @@ impl LocalFile {
         self.open.descriptor.open()
     }
 
-    fn failed(&self, error: impl Into<io::Error>, operation: &'static str) -> Error {
+    /// The descriptor, where it stays open for as long as the file does and takes requests of any alignment.
+    pub(crate) fn kept_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.open.descriptor.own().filter(|_| self.open.direct.is_none())
+    }
+
+    pub(crate) fn failed(&self, error: impl Into<io::Error>, operation: &'static str) -> Error {
         Error::from_io(error.into(), operation).with_path(&self.open.path)
     }
 
@@ -395,6 +401,10 @@ impl Storage for LocalFile {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.open.descriptor.own()
+    }
+
+    fn shortcut(&self) -> Option<Shortcut> {
+        Shortcut::to(self)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The trait every place of bytes implements, and the small values it speaks in.
 
 use crate::error::Result;
+use crate::sys::shortcut::Shortcut;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -76,6 +77,11 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The descriptor behind it, where the kernel may move its bytes by itself (`copy_file_range`, `FICLONERANGE`,
     /// `splice`). Requests through it must keep to [`Storage::alignment`].
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// A shorter way to read the same bytes, where there is one.
+    fn shortcut(&self) -> Option<Shortcut> {
         None
     }
 }

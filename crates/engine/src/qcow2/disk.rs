@@ -14,6 +14,7 @@ use super::bitmap::Recorder;
 use super::check::{CheckOptions, Report, check};
 use super::claims::Claims;
 use super::metadata::{Rehearsal, Repair, repair};
+use super::numbers::Numbers;
 use super::places::{OverlapChecks, Places, be64s};
 use super::refcounts::Refcounts;
 use super::slices::{Key, L1, Slice, SliceShape, Slices};
@@ -26,7 +27,7 @@ use catena_format::qcow2::{Autoclear, Compression, CryptMethod, Header, Incompat
 use catena_storage::{Carry, Storage};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -139,13 +140,13 @@ impl DiskOptions {
             slices: Slices::new(shape, self.cache_bytes.unwrap_or(SLICE_CACHE_BYTES)),
             l1: RwLock::new(L1 {
                 entries: l1,
-                fresh: HashMap::new(),
+                fresh: Numbers::default(),
             }),
             places: RwLock::new(places),
             meta: Mutex::new(Meta {
                 refcounts,
                 claimed: Claims::default(),
-                dirty_slices: HashMap::new(),
+                dirty_slices: Numbers::default(),
                 dirty_l1: BTreeSet::new(),
                 let_go: Vec::new(),
                 len: 0,
@@ -247,7 +248,7 @@ pub(super) struct Meta {
     pub(super) refcounts: Refcounts,
     /// Guest clusters whose entry somebody is about to change.
     pub(super) claimed: Claims,
-    pub(super) dirty_slices: HashMap<Key, Arc<Slice>>,
+    pub(super) dirty_slices: Numbers<Key, Arc<Slice>>,
     /// Sectors of the L1 table.
     pub(super) dirty_l1: BTreeSet<u64>,
     /// What the next flush makes free.

@@ -367,9 +367,17 @@ fn be64(bytes: &[u8]) -> u64 {
 /// How many zeros the bytes start with.
 fn leading_zeros(bytes: &[u8]) -> usize {
     const BLOCK: usize = 64;
+    if bytes
+        .first_chunk()
+        .is_some_and(|entry| u64::from_ne_bytes(*entry) != 0)
+    {
+        return 0;
+    }
+    // Bits that are joined without a branch are joined many at a time.
+    let is_zero = |block: &[u8]| block.iter().fold(0, |bits, byte| bits | byte) == 0;
     let blocks = bytes
         .chunks_exact(BLOCK)
-        .take_while(|block| **block == [0; BLOCK])
+        .take_while(|block| is_zero(block))
         .count()
         * BLOCK;
     let rest = bytes.get(blocks..).unwrap_or_default();

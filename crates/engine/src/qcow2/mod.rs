@@ -18,6 +18,7 @@ mod guest_write;
 mod image;
 mod lookup;
 pub mod metadata;
+mod numbers;
 mod places;
 mod refcounts;
 mod room;

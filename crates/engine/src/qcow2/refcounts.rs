@@ -3,13 +3,14 @@
 //! Nothing here is written: what has changed is taken by a flush, and given back where the flush fails. Free clusters are found in QEMU's
 //! way, so that what is written in the same order lies in the same order.
 
+use super::numbers::Numbers;
 use super::places::{Places, Section, be64s};
 use super::room;
 use crate::error::{Error, ErrorKind, Result};
 use catena_format::limits;
 use catena_format::qcow2::{ClusterBits, Header, RefcountWidth, refcount};
 use catena_storage::Storage;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ pub(crate) struct Refcounts {
     /// The refcount table; always as long as its clusters.
     table: Vec<u64>,
     place: TablePlace,
-    blocks: HashMap<u64, Block>,
+    blocks: Numbers<u64, Block>,
     most_blocks: usize,
     dirty_blocks: BTreeSet<u64>,
     /// Indices of table entries that name blocks the table on disk does not know.
@@ -117,7 +118,7 @@ impl Refcounts {
             width: RefcountWidth::of(header),
             table,
             place,
-            blocks: HashMap::new(),
+            blocks: Numbers::default(),
             most_blocks: usize::try_from(most).unwrap_or(usize::MAX).max(4),
             dirty_blocks: BTreeSet::new(),
             dirty_entries: BTreeSet::new(),

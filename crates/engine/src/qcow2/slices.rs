@@ -3,11 +3,12 @@
 //! A slice holds at most 4 KiB of a table. Slices that nobody uses are dropped when there are too many; those that have been changed are
 //! held by whoever will write them. So whoever holds a slice holds the only one there is of its kind.
 
+use super::numbers::Numbers;
 use super::places::be64s;
 use crate::error::Result;
 use catena_format::qcow2::Layout;
 use catena_storage::Storage;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -102,7 +103,7 @@ pub(crate) struct Slices {
 
 #[derive(Debug, Default)]
 struct Shard {
-    slices: HashMap<Key, Arc<Slice>>,
+    slices: Numbers<Key, Arc<Slice>>,
     turn: VecDeque<Key>,
     /// How often something was dropped: what was read from the disk before may be old.
     dropped: u64,
@@ -205,7 +206,7 @@ impl Shard {
 pub(crate) struct L1 {
     pub(crate) entries: Vec<u64>,
     /// Tables that are not on the disk yet, by L1 index: each a copy of the table named, or empty.
-    pub(crate) fresh: HashMap<u64, Option<u64>>,
+    pub(crate) fresh: Numbers<u64, Option<u64>>,
 }
 
 impl L1 {

@@ -3,3 +3,4 @@
 pub(crate) mod clone;
 pub(crate) mod mapping;
 pub(crate) mod ofd;
+pub(crate) mod shortcut;
