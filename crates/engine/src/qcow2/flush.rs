@@ -132,9 +132,7 @@ impl Qcow2Disk {
 
     /// What nothing on the disk refers to, or refers to as what it stays.
     fn write_unreferenced(&self, taken: &Taken) -> Result<()> {
-        if self.storage.len()? < taken.len {
-            self.attempt(self.storage.set_len(taken.len))?;
-        }
+        self.reach(taken.len)?;
         for (offset, bytes) in &taken.refcounts.blocks {
             self.write_section(bytes, *offset, Section::RefcountBlock)?;
         }
@@ -157,6 +155,18 @@ impl Qcow2Disk {
         let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
         for (index, _, _) in &taken.fresh {
             l1.fresh.remove(index);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the file is so long at least. Requests under way may be making it longer: what they wrote meanwhile would be cut off.
+    fn reach(&self, len: u64) -> Result<()> {
+        if self.storage.len()? >= len {
+            return Ok(());
+        }
+        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        if self.storage.len()? < len {
+            self.attempt(self.storage.set_len(len))?;
         }
         Ok(())
     }
