@@ -169,6 +169,26 @@ fn files_have_the_owners_that_libvirt_gives_them_while_their_guest_runs() {
     );
 }
 
+#[test]
+fn labels_that_libvirt_refuses_are_refused_in_its_words() {
+    let daemon = Daemon::start_unprivileged().unwrap();
+    let overriding = "<disk type='file'><source file='/x'><seclabel model='dac' relabel='no'/></source>\
+                      <target dev='vda' bus='virtio'/></disk>";
+    for (devices, label) in [
+        ("", "<seclabel type='dynamic' model='dac' relabel='no'/>"),
+        ("", "<seclabel type='none' model='dac' relabel='yes'/>"),
+        ("", "<seclabel type='static' model='dac'/>"),
+        ("", "<seclabel type='other' model='dac'/>"),
+        ("", "<seclabel model='dac' relabel='maybe'/>"),
+        (overriding, "<seclabel type='none' model='dac'/>"),
+    ] {
+        let text = format!("<domain><name>g</name><devices>{devices}</devices>{label}</domain>");
+        let ours = Document::parse(text).unwrap_err().to_string();
+        let said = daemon.running(devices, label, || ()).unwrap_err();
+        assert!(said.contains(&ours), "{label}: ours is {ours}, libvirt's {said}");
+    }
+}
+
 /// What libvirt's helper would write for a domain, as far as it is about a folder.
 fn helper(text: &str, folder: &Path) -> Vec<String> {
     let mut helper = Command::new("/usr/lib/libvirt/virt-aa-helper")

@@ -1,6 +1,6 @@
 //! Making files accessible to QEMU's user without libvirt: by owners and modes, or by access control lists.
 //!
-//! [`plan`] decides and changes nothing; [`Plan::execute`] first writes down how everything was ([`undo`](super::undo)).
+//! [`plan`] decides and changes nothing; [`Plan::execute`] first writes down how everything was ([`undo`]).
 //! What is already accessible stays as it is. What is only read is granted reading alone: lower layers get a group that
 //! may read them, and no owner.
 //!

@@ -74,3 +74,23 @@ fn below(number: u64) -> BTreeSet<u64> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_granted_and_files_are_not() {
+        let null = DeviceGrant {
+            path: "/dev/null".into(),
+            block: false,
+            major: 1,
+            minor: 3,
+            write: false,
+        };
+        assert_eq!(of(Path::new("/dev/null"), Access::READ), [null]);
+        for path in ["/dev", "/proc/self/status", "/no such file"] {
+            assert_eq!(of(Path::new(path), Access::READ), []);
+        }
+    }
+}

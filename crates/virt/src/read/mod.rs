@@ -102,7 +102,12 @@ fn read(kind: Kind, root: Element<'_, '_>) -> Result<Document> {
             document.snapshot_disks = disks.map(snapshot_disk).collect::<Result<_>>()?;
         }
         Kind::Volume => document.volume = Some(volume(root)?),
-        Kind::Domain => document.seclabels = security::labels(root)?,
+        Kind::Domain => {
+            document.seclabels = security::labels(root)?;
+            for (disk, element) in document.disks.iter().zip(&elements) {
+                security::check(disk, &document.seclabels, *element)?;
+            }
+        }
         Kind::Disk => {}
     }
     Ok(document)

@@ -1,10 +1,27 @@
-//! `<seclabel>` of a domain.
+//! `<seclabel>` of a domain, and whether its disks may have others.
 
 use super::element::{Element, Result};
-use crate::model::{DomainLabel, LabelKind};
+use crate::model::{Disk, DomainLabel, LabelKind, Layer};
 
 pub(super) fn labels(domain: Element<'_, '_>) -> Result<Vec<DomainLabel>> {
     domain.children("seclabel").map(label).collect()
+}
+
+/// Where a domain's files keep their labels, no image of it has another.
+pub(super) fn check(disk: &Disk, labels: &[DomainLabel], element: Element<'_, '_>) -> Result<()> {
+    let kept = |layer: &Layer| {
+        layer.details.seclabels.iter().any(|own| {
+            let domains = labels.iter().find(|label| label.model == own.model);
+            domains.is_some_and(|label| !label.relabel)
+        })
+    };
+    let stores = disk.layers.iter().filter_map(|layer| layer.data_store.as_deref());
+    if disk.layers.iter().chain(stores).any(kept) {
+        return Err(
+            element.unsupported("label overrides require relabeling to be enabled at the domain level")
+        );
+    }
+    Ok(())
 }
 
 fn label(element: Element<'_, '_>) -> Result<DomainLabel> {
