@@ -30,6 +30,11 @@ impl Progress {
         Self::on(ProgressBar::hidden(), "")
     }
 
+    /// From here on, something else is being done.
+    pub fn say(&self, verb: &'static str) {
+        self.bar.set_message(verb);
+    }
+
     fn on(bar: ProgressBar, verb: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);

@@ -8,6 +8,7 @@ mod allocated;
 pub mod amend;
 pub mod bench;
 pub mod bitmap;
+pub mod bundle;
 mod carried;
 pub mod check;
 pub mod children;

@@ -17,12 +17,14 @@ pub mod dd;
 pub mod deps;
 pub mod diff;
 pub mod doctor;
+pub mod export;
 mod facts;
 pub mod flatten;
 mod forest;
 pub mod fork;
 pub mod gc;
 pub mod hash;
+pub mod import;
 pub mod info;
 pub mod man;
 pub mod map;
@@ -85,6 +87,10 @@ pub enum Command {
     Stream(stream::Args),
     /// Make an image hold everything its guest sees, in place or as a new file
     Flatten(flatten::Args),
+    /// Write layers of a chain and all they need as one file, with digests
+    Export(export::Args),
+    /// Restore the layers of exported files, to any point
+    Import(import::Args),
     /// Put an image on another backing image, and copy into it what would change
     Rebase(rebase::Args),
     /// Remove images, unless others stand on them; those can take in first what they would lose
@@ -162,6 +168,8 @@ impl Command {
             Self::Commit(args) => commit::run(args),
             Self::Stream(args) => stream::run(args),
             Self::Flatten(args) => flatten::run(args),
+            Self::Export(args) => export::run(args),
+            Self::Import(args) => import::run(args),
             Self::Rebase(args) => rebase::run(args),
             Self::Rm(args) => rm::run(args),
             Self::Prune(args) => prune::run(args),

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod access;
+mod bundles;
 mod chains;
 #[path = "../common/mod.rs"]
 mod common;
