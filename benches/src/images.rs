@@ -4,7 +4,7 @@ use crate::job::{Job, Place};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -178,6 +178,39 @@ impl Drop for Folder {
 /// `data.raw`: so many bytes of data.
 pub fn raw(folder: &Folder, len: u64) -> Result<()> {
     folder.write_raw("data.raw", len)
+}
+
+/// `files.raw`: so many bytes of this machine's own programs, libraries and texts, which compress as those of a guest do; and of data where
+/// there are fewer.
+pub fn files(folder: &Folder, len: u64) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(folder.path.join("files.raw"))?);
+    let mut left = len;
+    let mut places: Vec<PathBuf> = ["/usr/lib", "/usr/bin", "/usr/share"].map(PathBuf::from).to_vec();
+    places.reverse();
+    while let Some(place) = places.pop().filter(|_| left > 0) {
+        let Ok(entry) = place.symlink_metadata() else {
+            continue;
+        };
+        if entry.is_dir() {
+            let Ok(entries) = std::fs::read_dir(&place) else {
+                continue;
+            };
+            let mut names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+            names.sort_unstable_by(|a, b| b.cmp(a));
+            places.extend(names);
+        } else if entry.is_file()
+            && let Ok(file) = File::open(&place)
+        {
+            left -= std::io::copy(&mut file.take(left.min(64 << 20)), &mut out)?;
+        }
+    }
+    let mut file = out.into_inner()?;
+    if left > 0 {
+        folder.write_raw("rest.raw", left)?;
+        std::io::copy(&mut File::open(folder.path.join("rest.raw"))?, &mut file)?;
+        std::fs::remove_file(folder.path.join("rest.raw"))?;
+    }
+    Ok(())
 }
 
 /// `data.qcow2`: so many bytes of data in a disk of twice the size. Needs [`raw`].
