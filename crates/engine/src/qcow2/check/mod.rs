@@ -37,6 +37,9 @@ const MOST_CLUSTERS: u64 = 1 << 36;
 /// Clusters of which counts are held at once, whatever memory there is: chunks cost some even when they are empty.
 const PASS_CLUSTERS: u64 = 1 << 34;
 
+/// Findings that are kept unless told otherwise: more than anybody reads, in a few MiB.
+const FINDINGS: usize = 50_000;
+
 /// What a check may use, and who watches it.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckOptions<'a> {
@@ -57,7 +60,7 @@ impl Default for CheckOptions<'_> {
             threads: std::thread::available_parallelism()
                 .map_or(1, usize::from)
                 .min(16),
-            findings: 200_000,
+            findings: FINDINGS,
             watch: Watch::default(),
         }
     }

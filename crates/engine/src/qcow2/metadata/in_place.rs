@@ -10,12 +10,14 @@ use crate::qcow2::check::walk::{COPIED, OFFSET_MASK, Walk};
 use crate::qcow2::check::{self, CheckOptions, Found, Room};
 use catena_format::qcow2::RefcountWidth;
 use catena_storage::Storage;
-use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
 /// Refcounts that are gathered before they are written.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 1 << 16;
+/// Runs of clusters that have become free of which the caller is told.
+const FREED: usize = 1 << 17;
 
 /// An image with what is known of its clusters.
 pub(super) struct Ground<'a> {
@@ -68,10 +70,10 @@ impl<'a> Ground<'a> {
 
     /// Makes refcounts what the references say: lower, and higher where `raise` says so. Each is in a block already.
     /// Tells which clusters are free now; they still hold what they held.
-    pub fn mend_refcounts(&self, raise: bool) -> Result<Vec<u64>> {
+    pub fn mend_refcounts(&self, raise: bool) -> Result<Vec<Range<u64>>> {
         let most = max_of_order(self.roots.header.refcount_order);
-        let mut changes: BTreeMap<u64, u64> = BTreeMap::new();
-        let mut freed: Vec<u64> = Vec::new();
+        let mut changes: Vec<(u64, u64)> = Vec::new();
+        let mut freed: Vec<Range<u64>> = Vec::new();
         for start in self.counts.chunk_starts() {
             let (Some(on_disk), Some(counted)) =
                 (self.refcounts.counts.snapshot(start), self.counts.snapshot(start))
@@ -85,32 +87,39 @@ impl<'a> Ground<'a> {
                 {
                     continue;
                 }
-                changes.insert(start + at, references);
-                if references == 0 && freed.len() < BATCH {
-                    freed.push(start + at);
+                let cluster = start + at;
+                changes.push((cluster, references));
+                if references > 0 {
+                    continue;
+                }
+                if let Some(last) = freed.last_mut().filter(|last| last.end == cluster) {
+                    last.end += 1;
+                } else if freed.len() < FREED {
+                    freed.push(cluster..cluster + 1);
                 }
             }
             if changes.len() >= BATCH {
-                self.write_refcounts(&std::mem::take(&mut changes))?;
+                self.write_refcounts(&changes)?;
+                changes.clear();
             }
         }
         self.write_refcounts(&changes)?;
         Ok(freed)
     }
 
-    fn write_refcounts(&self, changes: &BTreeMap<u64, u64>) -> Result<()> {
+    /// Writes refcounts, given in the order of their clusters.
+    fn write_refcounts(&self, changes: &[(u64, u64)]) -> Result<()> {
         let header = &self.roots.header;
         let width = RefcountWidth::of(header);
         let per_block = self.refcounts.per_block();
         let mut block = vec![0; usize::try_from(header.cluster_bits.size()).unwrap_or_default()];
         let mut changes = changes.iter().peekable();
         while let Some((cluster, _)) = changes.peek() {
-            let index = **cluster / per_block;
+            let index = *cluster / per_block;
             let offset = self.refcounts.block_offset(index);
             Endless(self.storage).fill(&mut block, offset)?;
             let before = block.clone();
-            while let Some((cluster, value)) = changes.next_if(|(cluster, _)| **cluster / per_block == index)
-            {
+            while let Some((cluster, value)) = changes.next_if(|(cluster, _)| *cluster / per_block == index) {
                 // The counts stop at what the width holds.
                 let _ = width.set(&mut block, cluster % per_block, *value);
             }

@@ -18,6 +18,7 @@ use crate::qcow2::check::{
 use catena_format::qcow2::{Header, Incompatible, RefcountWidth, SnapshotRecord};
 use catena_storage::Storage;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What the extra data of a version 3 snapshot has at least: sizes of VM state and disk.
 const SNAPSHOT_EXTRA_BYTES: usize = 16;
@@ -86,7 +87,7 @@ struct Mending<'a> {
     /// What was mended.
     fixed: Totals,
     /// Clusters that were leaked and are free; they still hold what they held.
-    freed: Vec<u64>,
+    freed: Vec<Range<u64>>,
 }
 
 impl Mending<'_> {
@@ -139,7 +140,8 @@ impl Mending<'_> {
             }
         } else if self.state.compared.totals != Totals::default() {
             // QEMU tells all of them again: what it mends, and what it does not.
-            for mut finding in self.state.compared.kept.clone() {
+            let again = std::mem::take(&mut self.state.compared);
+            for mut finding in again.kept {
                 let mends = match finding.severity() {
                     Severity::Leak => true,
                     Severity::Corruption => everything,
@@ -292,14 +294,11 @@ impl Mending<'_> {
     /// may be what a damaged structure no longer names.
     fn give_back(&self) {
         let bits = self.roots.header.cluster_bits;
-        let mut freed = self.freed.iter().copied().peekable();
-        while let Some(first) = freed.next() {
-            let mut count = 1;
-            while freed.next_if_eq(&(first + count)).is_some() {
-                count += 1;
-            }
+        for run in &self.freed {
             // That the space is not given back is no reason to fail: it is free in the image.
-            let _ = self.storage.punch_hole(first << bits.get(), count << bits.get());
+            let _ = self
+                .storage
+                .punch_hole(run.start << bits.get(), (run.end - run.start) << bits.get());
         }
     }
 
