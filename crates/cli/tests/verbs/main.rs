@@ -6,6 +6,7 @@ mod bundles;
 mod chains;
 #[path = "../common/mod.rs"]
 mod common;
+mod competing;
 mod copies;
 mod cut_off;
 mod diffs;
