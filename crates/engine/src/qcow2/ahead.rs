@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Space is asked for by so many bytes at most.
 const MOST_AHEAD: u64 = 1 << 20;
-/// Buffers that are kept.
-const MOST_BUFFERS: usize = 8;
+/// Buffers that are kept, in bytes: one for each of many threads, if they are not large.
+const BUFFER_BYTES: usize = 16 << 20;
 
 /// Space past the end of a store that was asked for in larger pieces than are written: clusters that are written in small parts lie in one
 /// piece all the same, and finding space costs little. An image that is written little keeps little.
@@ -75,7 +75,7 @@ impl Scratch {
     /// Keeps a buffer for the next.
     pub(super) fn give_back(&self, buf: Vec<u8>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < MOST_BUFFERS {
+        if kept.len().saturating_mul(buf.capacity()) < BUFFER_BYTES {
             kept.push(buf);
         }
     }
