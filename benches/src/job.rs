@@ -85,7 +85,7 @@ pub struct Job {
     pub same: Same,
     /// Whether the time is that of the whole command also in process.
     pub whole: bool,
-    /// The files that are in memory before the runs that count: what is waited for is not the disk.
+    /// The files that are brought into memory first: what is waited for is not the disk.
     pub warm: Vec<String>,
     /// A curve of the plot, and the depth of which this job is a point.
     pub point: Option<(&'static str, u64)>,
@@ -176,7 +176,7 @@ impl Job {
         self
     }
 
-    /// Has files read before the runs that count.
+    /// Has files read before anything runs.
     #[must_use]
     pub fn warmed(mut self, files: impl IntoIterator<Item = String>) -> Self {
         self.warm.extend(files);

@@ -97,6 +97,9 @@ pub fn take(job: &Job, images: &mut Images, programs: &Programs, runs: usize) ->
             })
         })
         .collect();
+    for name in &job.warm {
+        std::io::copy(&mut File::open(folder.path().join(name))?, &mut std::io::sink())?;
+    }
     let mut right = None;
     for (number, turn) in turns.iter_mut().enumerate() {
         match turn.first(job, folder) {
@@ -109,9 +112,6 @@ pub fn take(job: &Job, images: &mut Images, programs: &Programs, runs: usize) ->
         }
     }
     clean(folder)?;
-    for name in &job.warm {
-        std::io::copy(&mut File::open(folder.path().join(name))?, &mut std::io::sink())?;
-    }
     for number in 0..runs {
         for turn in &mut turns {
             if turn.failed.is_none() && number < turn.most {

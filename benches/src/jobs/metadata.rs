@@ -29,6 +29,7 @@ pub fn jobs(data: u64) -> Vec<Job> {
                 .goal(goal)
                 .same(Same::Output)
                 .on("deep", deep, depth)
+                .warmed((0..depth).map(|layer| format!("deep{layer}")))
                 .point("map", depth),
         );
     }
