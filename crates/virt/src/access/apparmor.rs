@@ -31,25 +31,23 @@ const RESTRICTED: [&str; 16] = [
     "/usr/local/sbin/",
 ];
 /// What guests may read: kernels and firmware.
-const READABLE: [&str; 18] = [
+const READABLE: [&str; 16] = [
     "/boot/",
     "/vmlinuz",
     "/initrd",
     "/initrd.img",
     "/usr/share/edk2/",
     "/usr/share/edk2-ovmf/",
-    "/usr/share/edk2.git/",
     "/usr/share/OVMF/",
     "/usr/share/ovmf/",
     "/usr/share/AAVMF/",
     "/usr/share/qemu-efi/",
     "/usr/share/qemu-efi-aarch64/",
     "/usr/share/qemu/",
-    "/usr/share/qemu-kvm/",
     "/usr/share/qemu-efi-loongarch64/",
     "/usr/share/qemu-efi-riscv64/",
     "/usr/lib/u-boot/",
-    "/usr/lib/riscv64-linux-gnu/opensbi/",
+    "/usr/lib/riscv64-linux-gnu/opensbi",
 ];
 /// What they may have all the same.
 const ALLOWED: [&str; 3] = [

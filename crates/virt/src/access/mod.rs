@@ -106,7 +106,7 @@ pub enum Kept {
     Directory,
     /// libvirt does not look at such files.
     Unseen,
-    /// AppArmor's helper refuses such paths.
+    /// libvirt's helper for AppArmor refuses such paths, and the guest with them.
     Refused,
 }
 
@@ -119,7 +119,9 @@ impl fmt::Display for Kept {
             Self::Image => "the image's <seclabel> says so",
             Self::Directory => "it is a directory",
             Self::Unseen => "libvirt does not look at such files",
-            Self::Refused => "libvirt's helper takes no such path",
+            Self::Refused => {
+                "libvirt's helper refuses such a path, and AppArmor then lets no guest start with it"
+            }
         })
     }
 }
