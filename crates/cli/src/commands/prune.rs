@@ -32,12 +32,12 @@ Examples:
 
 Each layer below the active one is a point in time: what the disk was when its
 file was written last. Rules take points from the newest back, and a point is
-kept if any rule takes it. The active image is kept always, and so is what other
-images stand on.
+kept if any rule takes it. The active image is kept always, and so is what
+other images stand on.
 
-What the layers hold that go is pulled up into the layer above, in one pass. With
---base the base may go too: then the oldest point that is kept becomes the base,
-by whichever way moves fewer bytes.")]
+What the layers hold that go is pulled up into the layer above, in one pass.
+With --base the base may go too: then the oldest point that is kept becomes
+the base, by whichever way moves fewer bytes.")]
 pub struct Args {
     /// The active image of the chain
     image: PathBuf,

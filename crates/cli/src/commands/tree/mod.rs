@@ -28,8 +28,8 @@ locked. Images are known by identity: one with several names, or behind a
 link, is drawn once. What lies elsewhere is drawn where an image names it.
 
 'on disk' is the room an image takes; 'alone' is what would be free if it were
-deleted with everything below it that nothing else needs; 'age' is how long ago
-it was written last.
+deleted with everything below it that nothing else needs; 'age' is how long
+ago it was written last.
 
 What headers said is kept in an index in the cache folder, so that it is not
 read again while the files do not change.
