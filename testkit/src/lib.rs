@@ -33,6 +33,7 @@
 //! ```
 
 pub mod dice;
+pub mod domains;
 pub mod folder;
 pub mod images;
 pub mod libvirt;

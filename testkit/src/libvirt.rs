@@ -1,9 +1,12 @@
-//! libvirt's own answer to "what is the chain of this disk?".
+//! libvirt's own answer to "what is the chain of this disk?", and to "what does QEMU get for it?".
 //!
 //! libvirt detects a chain when it starts a guest. So a guest is defined over the image, started without running (in
-//! QEMU's emulator, so that no KVM is needed), asked for its live XML, and ended. libvirt's QEMU driver is the real one,
-//! but runs within `virsh` instead of a daemon (`qemu:///embed`): with a folder of its own for all its state, it meets no
-//! libvirt of the machine's and no other test's, and nothing stays when a test is killed.
+//! QEMU's emulator, so that no KVM is needed), asked for its live XML, and ended. libvirt is the real `libvirtd`, in a mount
+//! namespace of its own, where the folders in which it keeps its state are others: it meets no libvirt of the machine's
+//! and no other test's, and ends when the test is killed.
+//!
+//! QEMU is the real one as well, but what is on other hosts it does not look for ([`emulator`]): such a guest starts, and
+//! libvirt shows it, as if the servers were there.
 //!
 //! ```no_run
 //! # let image = std::path::Path::new("");
@@ -15,12 +18,14 @@
 //! # anyhow::Ok(())
 //! ```
 
-use std::fs::File;
-use std::io::Write as _;
+use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -40,23 +45,133 @@ seccomp_sandbox = 0
 pub const NOBODY: u32 = 54_321;
 const KVM: &str = "/dev/kvm";
 const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
-/// The one guest of each [`Daemon`].
-const GUEST: &str = "guest";
+/// libvirtd with the folders of its state where `$1` says, and KVM's place taken by `$2`, if that is there.
+const LIBVIRTD: &str = "
+for folder in etc run var/lib var/cache var/log; do
+    mkdir -p /$folder/libvirt
+    mount --bind $1/${folder#var/} /$folder/libvirt
+done
+if [ -n \"$2\" ]; then
+    mount --bind $2 /dev/kvm
+fi
+exec libvirtd --pid-file $1/pid
+";
+/// QEMU. Where a node of the guest is on another host, none of its images is opened: each is a disk of zeros by the name
+/// that libvirt gave it, and what would be asked of servers beside is not.
+const QEMU: &str = r#"#!/bin/sh
+remote=
+for argument; do
+    case $argument in
+    '{"driver":"nbd","server":{"type":"inet"'*) remote=1 ;;
+    '{"driver":"rbd"'* | '{"driver":"iscsi"'* | '{"driver":"http'* | '{"driver":"ftp'* | '{"driver":"ssh"'*) remote=1 ;;
+    '{"driver":"gluster"'* | '{"driver":"nfs"'* | '{"driver":"vxhs"'* | '{"driver":"nvme"'*) remote=1 ;;
+    *'"driver":"scsi-block"'*) remote=1 ;;
+    esac
+done
+if [ "$remote" ]; then
+    for argument; do
+        shift
+        case $argument in
+        *'"node-name":"libvirt-CoR-'* | *'"driver":"throttle"'*) ;;
+        '{'*'"node-name":"'*)
+            name=${argument#*'"node-name":"'}
+            case $argument in *'"read-only":true'*) readonly=true ;; *) readonly=false ;; esac
+            argument="{\"driver\":\"null-co\",\"size\":1048576,\"node-name\":\"${name%%\"*}\",\"read-only\":$readonly}" ;;
+        '{"qom-type":"tls-creds'* | '{"qom-type":"pr-manager'*)
+            id=${argument#*'"id":"'}
+            argument="{\"qom-type\":\"secret\",\"id\":\"${id%%\"*}\",\"data\":\"\"}" ;;
+        *'"driver":"scsi-block"'*)
+            argument="${argument%%scsi-block*}scsi-hd${argument#*scsi-block}" ;;
+        esac
+        set -- "$@" "$argument"
+    done
+fi
+exec /usr/bin/qemu-system-x86_64 "$@"
+"#;
 /// A guest starts within a second; with several tests at once on a slow machine, within some.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// libvirt's QEMU driver with a state of its own, which goes with it. Any number of them may be used at once.
+/// libvirt with a state of its own, which goes with it. Any number of them may be used at once, and each by several threads.
 #[derive(Debug)]
 pub struct Daemon {
     root: TempDir,
-    /// One process at a time may use the folder.
-    turn: Mutex<()>,
-    /// What is in KVM's place where nobody shall have it.
-    closed: Option<std::path::PathBuf>,
+    /// Waits for libvirtd, which ends when this thread does.
+    process: Option<(Pid, JoinHandle<()>)>,
+    /// What the guests are run with.
+    emulator: PathBuf,
+    /// How many guests and calls there were, whose names are so their own.
+    count: AtomicU64,
+}
+
+/// A guest of so little that only its disks matter.
+#[derive(Clone, Debug, Default)]
+pub struct Guest {
+    /// `<disk>` elements, and any other devices.
+    pub devices: String,
+    /// What else a domain needs for them: `<throttlegroups>`.
+    pub domain: String,
+}
+
+impl Guest {
+    /// With those devices.
+    pub fn with(devices: impl Into<String>) -> Self {
+        Self {
+            devices: devices.into(),
+            domain: String::new(),
+        }
+    }
+}
+
+/// What came of a guest that was to be started.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Its live XML; or what libvirt said when it refused, one error a line.
+    pub xml: Result<String, String>,
+    /// What libvirt gave QEMU, one option a line, as far as it came.
+    pub arguments: Vec<String>,
+}
+
+impl Started {
+    /// The values that libvirt gave QEMU for an option such as `-blockdev`.
+    pub fn values(&self, option: &str) -> Vec<String> {
+        let given = self.arguments.iter().filter_map(|line| {
+            let value = line.strip_prefix(option)?.strip_prefix(' ')?;
+            let quoted = value
+                .strip_prefix('\'')
+                .and_then(|value| value.strip_suffix('\''));
+            Some(quoted.map_or_else(|| value.to_owned(), |value| value.replace("'\\''", "'")))
+        });
+        given.collect()
+    }
+}
+
+/// What guests are run with, made where it is not.
+fn emulator(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("emulator");
+    // libvirt asks anew what a program can do whenever it changes.
+    if std::fs::read_to_string(&path).ok().as_deref() != Some(QEMU) {
+        let new = folder.join("emulator.new");
+        std::fs::write(&new, QEMU)?;
+        std::fs::set_permissions(&new, Permissions::from_mode(0o755))?;
+        std::fs::rename(&new, &path)?;
+    }
+    Ok(path)
+}
+
+/// libvirt lets QEMU try KVM as root, finds later that its user may not, and asks anew each time. So this is there instead.
+fn closed(folder: &Path) -> Result<Option<PathBuf>> {
+    if !Path::new(KVM).exists() {
+        return Ok(None);
+    }
+    let path = folder.join("kvm");
+    if !path.exists() {
+        File::create(&path)?.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(Some(path))
 }
 
 impl Daemon {
-    /// Makes the folder. The first time on a machine, libvirt also gets to know its QEMU, which takes some seconds.
+    /// Starts it. The first time on a machine, libvirt also gets to know its QEMU, which takes some seconds.
     ///
     /// Images keep their owners: what libvirt says is about the chain alone.
     ///
@@ -66,7 +181,8 @@ impl Daemon {
         Self::configured("libvirt", 0, "dynamic_ownership = 0")
     }
 
-    /// As [`Daemon::start`], where QEMU runs as the user and group [`NOBODY`], and is given the images.
+    /// As [`Daemon::start`], where QEMU runs as the user and group [`NOBODY`], and is given the images. What is on other
+    /// hosts it looks for.
     ///
     /// # Errors
     /// If libvirt is not there or does not start.
@@ -77,35 +193,40 @@ impl Daemon {
     /// What QEMU can do depends on its user, so the cache does, too.
     fn configured(name: &str, user: u32, owners: &str) -> Result<Self> {
         // The names of sockets in it must stay short.
-        let root = tempfile::Builder::new().prefix("lv").tempdir()?;
+        let root = tempfile::Builder::new().prefix("lv").tempdir_in("/tmp")?;
         // QEMU's user finds its own folders below.
-        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o711))?;
-        let etc = root.path().join("etc");
-        std::fs::create_dir(&etc)?;
+        std::fs::set_permissions(root.path(), Permissions::from_mode(0o711))?;
+        for folder in ["etc", "run", "lib", "log"] {
+            std::fs::create_dir(root.path().join(folder))?;
+        }
         std::fs::write(
-            etc.join("qemu.conf"),
+            root.path().join("etc/qemu.conf"),
             format!("user = \"+{user}\"\ngroup = \"+{user}\"\n{owners}\n{CONFIGURATION}"),
         )?;
+        std::fs::write(root.path().join("etc/libvirtd.conf"), "auth_unix_rw = \"none\"\n")?;
         let cache = crate::cache_dir()?.join(name);
         std::fs::create_dir_all(&cache)?;
         std::os::unix::fs::symlink(&cache, root.path().join("cache"))?;
-        let daemon = Self {
-            // libvirt lets QEMU try KVM as root, finds later that its user may not, and asks anew each time.
-            closed: (user != 0 && Path::new(KVM).exists()).then(|| cache.join("kvm")),
-            root,
-            turn: Mutex::new(()),
-        };
-        if let Some(closed) = &daemon.closed
-            && !closed.exists()
-        {
-            File::create(closed)?.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-        }
         // One at a time, for the others find in the cache what the first was told.
         let lock = File::create(cache.join("lock"))?;
         lock.lock()?;
+        let (emulator, closed) = if user == 0 {
+            (emulator(&cache)?, None)
+        } else {
+            (EMULATOR.into(), closed(&cache)?)
+        };
+        let mut daemon = Self {
+            process: None,
+            root,
+            emulator,
+            count: AtomicU64::new(0),
+        };
+        daemon.process = Some(daemon.spawn(closed.as_deref())?);
+        daemon.wait()?;
         daemon
             .virsh(&format!(
-                "domcapabilities --virttype qemu --emulatorbin {EMULATOR}"
+                "domcapabilities --virttype qemu --emulatorbin {}",
+                daemon.emulator.display()
             ))?
             .map_err(|said| anyhow::anyhow!("libvirt finds no QEMU: {said}"))?;
         // QEMU puts itself in the background. Where the machine's first process is slow to bury the dead, libvirt waits
@@ -113,6 +234,62 @@ impl Daemon {
         // QEMUs libvirt starts to ask what they can do.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         Ok(daemon)
+    }
+
+    /// Starts libvirtd. The kernel ends it when the thread that started it ends, so it has one of its own.
+    fn spawn(&self, closed: Option<&Path>) -> Result<(Pid, JoinHandle<()>)> {
+        let log = File::create(self.root.path().join("libvirtd.log"))?;
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+            ])
+            .args(["sh", "-e", "-c", LIBVIRTD, "sh"])
+            .arg(self.root.path())
+            .args(closed)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let (started, come) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut process = match command.spawn() {
+                Ok(process) => process,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            started.send(Ok(Pid::from_child(&process))).ok();
+            process.wait().ok();
+        });
+        Ok((come.recv()?.context("setpriv")?, thread))
+    }
+
+    /// Waits until it answers.
+    fn wait(&self) -> Result<()> {
+        let start = Instant::now();
+        while UnixStream::connect(self.root.path().join("run/libvirt-sock")).is_err() {
+            let ended = self
+                .process
+                .as_ref()
+                .is_none_or(|(_, thread)| thread.is_finished());
+            if ended || start.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(self.root.path().join("libvirtd.log"))?;
+                bail!("libvirtd does not start: {log}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Under which virsh and others find it.
+    pub fn uri(&self) -> String {
+        format!(
+            "qemu+unix:///system?socket={}/run/libvirt-sock",
+            self.root.path().display()
+        )
     }
 
     /// Starts a guest with one disk, `image` in `format`, and gives its `<disk>` element as libvirt then has it, with
@@ -144,26 +321,49 @@ impl Daemon {
     /// # Errors
     /// What `virsh` said, one error a line.
     pub fn detect_disk(&self, disk: &str) -> Result<String, String> {
-        let definition = self.root.path().join("guest.xml");
-        let turn = self
-            .turn
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        std::fs::write(&definition, domain(GUEST, disk)).expect("the temporary folder takes a small file");
-        // If it does not start, the two that follow fail as well, and only the first error tells.
-        let commands = format!(
-            "create --paused {}; dumpxml {GUEST}; destroy {GUEST}",
-            definition.display()
-        );
-        let said = self.virsh(&commands).expect("virsh runs");
-        drop(turn);
-        let xml = said.map_err(|errors| {
-            let started = errors
+        let started = self.run(&[Guest::with(disk)]).remove(0);
+        started.xml.map(|xml| disk_of(&xml).to_owned())
+    }
+
+    /// Starts these guests, one after the other, and ends each again.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    pub fn run(&self, guests: &[Guest]) -> Vec<Started> {
+        let mut commands = String::new();
+        let mut names = Vec::new();
+        for guest in guests {
+            let (name, file) = self.write(guest);
+            commands.push_str(&format!(
+                "echo --err @{name}@; echo @{name}@; create --paused {file}; dumpxml {name}; destroy {name}; "
+            ));
+            names.push(name);
+        }
+        let (_, said, errors) = self.run_virsh(&commands).expect("virsh runs");
+        let started = names.iter().map(|name| {
+            // If it did not start, the others failed as well, and only the first error tells. QEMU's words follow it.
+            let errors: Vec<_> = between(&errors, &format!("@{name}@"))
                 .lines()
-                .take_while(|line| !line.contains(&format!("failed to get domain '{GUEST}'")));
-            started.collect::<Vec<_>>().join("\n")
-        })?;
-        Ok(disk_of(&xml).to_owned())
+                .map(|line| line.strip_prefix("error: ").unwrap_or(line))
+                .take_while(|line| !line.contains(&format!("failed to get domain '{name}'")))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let log = self.root.path().join(format!("log/qemu/{name}.log"));
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let arguments = log
+                .lines()
+                .map(|line| line.trim().trim_end_matches('\\').trim().to_owned())
+                .collect();
+            Started {
+                xml: if errors.is_empty() {
+                    Ok(between(&said, &format!("@{name}@")).to_owned())
+                } else {
+                    Err(errors.join("\n"))
+                },
+                arguments,
+            }
+        });
+        started.collect()
     }
 
     /// Defines a guest with each of these `<disk>` elements, and gives the element as libvirt then has it for the next
@@ -173,75 +373,25 @@ impl Daemon {
     /// If libvirt cannot be asked at all.
     pub fn judge(&self, disks: &[String]) -> Vec<Result<String, String>> {
         let mut commands = String::new();
-        let turn = self
-            .turn
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (number, disk) in disks.iter().enumerate() {
-            let definition = self.root.path().join(format!("{number}.xml"));
-            std::fs::write(&definition, domain(&format!("{GUEST}{number}"), disk))
-                .expect("the temporary folder takes a small file");
+        let mut names = Vec::new();
+        for disk in disks {
+            let (name, file) = self.write(&Guest::with(disk.as_str()));
             commands.push_str(&format!(
-                "echo --err @{number}@; define {}; dumpxml {GUEST}{number}; undefine {GUEST}{number}; ",
-                definition.display()
+                "echo --err @{name}@; echo @{name}@; define {file}; dumpxml {name}; undefine {name}; "
             ));
+            names.push(name);
         }
         let (_, said, errors) = self.run_virsh(&commands).expect("virsh runs");
-        drop(turn);
-        let mut verdicts = Vec::new();
-        for (number, disk) in disks.iter().enumerate() {
-            let from = errors.find(&format!("@{number}@\n")).expect("virsh came so far");
-            let to = errors
-                .find(&format!("@{}@\n", number + 1))
-                .unwrap_or(errors.len());
-            let error = errors[from..to]
-                .lines()
-                .filter_map(|line| line.strip_prefix("error: "))
+        let verdicts = names.iter().map(|name| {
+            let mark = format!("@{name}@");
+            let error = lines(between(&errors, &mark))
                 .find(|line| !line.is_empty() && !line.starts_with("Failed to define domain"));
-            let start = said.find(&format!("<name>{GUEST}{number}</name>"));
-            verdicts.push(match (error, start.and_then(|start| said.get(start..))) {
-                (Some(error), _) => Err(error.to_owned()),
-                (None, Some(xml)) => Ok(disk_of(xml).to_owned()),
-                (None, None) => panic!("libvirt neither took nor refused {disk}"),
-            });
-        }
-        verdicts
-    }
-
-    /// Defines a guest of that name with one `<disk>` element, which stays; gives the URI under which virsh finds it.
-    ///
-    /// # Panics
-    /// If libvirt cannot be asked, or refuses.
-    pub fn define(&self, name: &str, disk: &str) -> String {
-        let definition = self.root.path().join("defined.xml");
-        std::fs::write(&definition, domain(name, disk)).expect("the temporary folder takes a small file");
-        self.virsh(&format!("define {}", definition.display()))
-            .expect("virsh runs")
-            .expect("libvirt takes the guest");
-        self.uri()
-    }
-
-    fn uri(&self) -> String {
-        format!("qemu:///embed?root={}", self.root.path().display())
-    }
-
-    /// As [`Daemon::detect_disk`], and also the arguments that libvirt gave QEMU, one a line.
-    ///
-    /// # Panics
-    /// If libvirt cannot be asked at all.
-    ///
-    /// # Errors
-    /// What `virsh` said, one error a line.
-    pub fn arguments(&self, disk: &str) -> Result<(String, Vec<String>), String> {
-        let log = self.root.path().join(format!("log/qemu/{GUEST}.log"));
-        let before = std::fs::read_to_string(&log).map_or(0, |text| text.len());
-        let xml = self.detect_disk(disk)?;
-        let text = std::fs::read_to_string(&log).expect("libvirt logs what it starts");
-        let arguments = text.get(before..).unwrap_or(&text);
-        let lines = arguments
-            .lines()
-            .map(|line| line.trim().trim_end_matches('\\').trim().to_owned());
-        Ok((xml, lines.collect()))
+            match error {
+                Some(error) => Err(error.to_owned()),
+                None => Ok(disk_of(between(&said, &mark)).to_owned()),
+            }
+        });
+        verdicts.collect()
     }
 
     /// Starts a guest with these devices, and with these elements of the domain beside them, calls `look` while it is
@@ -253,114 +403,158 @@ impl Daemon {
     /// # Errors
     /// What `virsh` said, one error a line.
     pub fn running<T>(&self, devices: &str, beside: &str, look: impl FnOnce() -> T) -> Result<T, String> {
-        const HERE: &str = "@here@";
-        let definition = self.root.path().join("guest.xml");
-        let text = domain(GUEST, devices).replace("</domain>", &format!("{beside}</domain>"));
-        let turn = self
-            .turn
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        std::fs::write(&definition, text).expect("the temporary folder takes a small file");
-        let mut virsh = self.spawn(&[], Stdio::piped()).expect("virsh runs");
-        let mut commands = virsh.stdin.take().expect("it is a pipe");
-        writeln!(
-            commands,
-            "create --paused {}; echo --err {HERE}",
-            definition.display()
-        )
-        .expect("virsh listens");
-        let said = || std::fs::read_to_string(self.root.path().join("stderr")).unwrap_or_default();
-        self.wait(&mut virsh, |_| Ok(said().contains(HERE).then_some(())))
-            .expect("libvirt answers");
-        let refused = errors(&said().replace(&format!("error: {HERE}"), ""));
-        let answer = if refused.is_empty() {
-            let seen = look();
-            writeln!(commands, "destroy {GUEST}").expect("virsh listens");
-            Ok(seen)
-        } else {
-            Err(refused)
-        };
-        drop(commands);
-        self.wait_for_end(&mut virsh).expect("virsh ends");
-        drop(turn);
-        answer
+        let (name, file) = self.write(&Guest {
+            devices: devices.to_owned(),
+            domain: beside.to_owned(),
+        });
+        self.virsh(&format!("create --paused {file}"))
+            .expect("virsh runs")?;
+        let seen = look();
+        self.virsh(&format!("destroy {name}"))
+            .expect("virsh runs")
+            .expect("the guest is there");
+        Ok(seen)
     }
 
-    /// Runs `virsh` with these commands: what it wrote, or its errors.
-    fn virsh(&self, commands: &str) -> Result<Result<String, String>> {
+    /// Defines a guest of that name, which stays.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked, or refuses.
+    pub fn define(&self, name: &str, guest: &Guest) {
+        let file = self.file(&self.domain(name, guest));
+        self.virsh(&format!("define {file}"))
+            .expect("virsh runs")
+            .expect("libvirt takes the guest");
+    }
+
+    /// Gives it a secret to keep. `usage` is what stands in its `<usage>`.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked, or refuses.
+    pub fn keep(&self, uuid: &str, kind: &str, usage: &str, value: &str) {
+        let definition = self.file(&format!(
+            "<secret private='no'><uuid>{uuid}</uuid><usage type='{kind}'>{usage}</usage></secret>"
+        ));
+        let value = self.file(value);
+        self.virsh(&format!(
+            "secret-define {definition}; secret-set-value {uuid} --plain --file {value}"
+        ))
+        .expect("virsh runs")
+        .expect("libvirt takes the secret");
+    }
+
+    /// Makes a folder a storage pool, with the images in it as its volumes.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked, or refuses.
+    pub fn pool(&self, name: &str, folder: &Path) {
+        let folder = folder.display();
+        self.virsh(&format!(
+            "pool-define-as {name} dir --target {folder}; pool-start {name}"
+        ))
+        .expect("virsh runs")
+        .expect("libvirt takes the pool");
+    }
+
+    /// Runs `virsh` with these commands, separated by `;`: what it wrote, or its errors.
+    ///
+    /// # Errors
+    /// If it cannot be run, or does not end.
+    pub fn virsh(&self, commands: &str) -> Result<Result<String, String>> {
         let (succeeded, output, said) = self.run_virsh(commands)?;
-        let errors = errors(&said);
+        let errors: Vec<_> = lines(&said).collect();
         if succeeded && errors.is_empty() {
             return Ok(Ok(output));
         }
-        Ok(Err(if errors.is_empty() { said } else { errors }))
+        Ok(Err(if errors.is_empty() {
+            said
+        } else {
+            errors.join("\n")
+        }))
+    }
+
+    /// A number nobody else has.
+    fn number(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Where that text can be read.
+    fn file(&self, text: &str) -> String {
+        let path = self.root.path().join(format!("{}.xml", self.number()));
+        std::fs::write(&path, text).expect("the temporary folder takes a small file");
+        path.display().to_string()
+    }
+
+    /// The name of a guest, and the file that defines it.
+    fn write(&self, guest: &Guest) -> (String, String) {
+        let name = format!("guest{}", self.number());
+        let file = self.file(&self.domain(&name, guest));
+        (name, file)
+    }
+
+    fn domain(&self, name: &str, guest: &Guest) -> String {
+        let Guest { devices, domain } = guest;
+        format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>{domain}\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
+             <devices><emulator>{}</emulator>{devices}\
+             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>",
+            self.emulator.display()
+        )
     }
 
     /// Runs `virsh` with these commands: whether the last succeeded, what it wrote, and what it said of errors.
     fn run_virsh(&self, commands: &str) -> Result<(bool, String, String)> {
-        let mut virsh = self.spawn(&[commands], Stdio::null())?;
-        let succeeded = self.wait_for_end(&mut virsh)?;
-        let read = |name: &str| -> Result<String> {
-            Ok(String::from_utf8_lossy(&std::fs::read(self.root.path().join(name))?).into_owned())
-        };
-        Ok((succeeded, read("stdout")?, read("stderr")?))
-    }
-
-    /// Starts `virsh`, which writes into files beside libvirt's state.
-    fn spawn(&self, commands: &[&str], stdin: Stdio) -> Result<Child> {
-        let root = self.root.path();
-        let mut command = match &self.closed {
-            None => Command::new("virsh"),
-            Some(closed) => {
-                let script = format!("mount --bind \"$0\" {KVM} && exec virsh \"$@\"");
-                let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-c", &script]).arg(closed);
-                command
-            }
-        };
-        command
-            .args(["--quiet", "--connect", &self.uri()])
-            .args(commands)
-            .stdin(stdin)
-            .stdout(File::create(root.join("stdout"))?)
-            .stderr(File::create(root.join("stderr"))?)
+        let number = self.number();
+        let file = |name: &str| self.root.path().join(format!("{number}.{name}"));
+        let (stdout, stderr) = (file("out"), file("err"));
+        let mut virsh = Command::new("virsh")
+            .args(["--quiet", "--connect", &self.uri(), commands])
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout)?)
+            .stderr(File::create(&stderr)?)
             .env("LC_ALL", "C")
             .spawn()
-            .context("virsh")
-    }
-
-    /// Whether it succeeded.
-    fn wait_for_end(&self, virsh: &mut Child) -> Result<bool> {
-        Ok(self.wait(virsh, |virsh| Ok(virsh.try_wait()?))?.success())
-    }
-
-    /// Waits for something of `virsh`, while those who end are buried.
-    fn wait<T>(&self, virsh: &mut Child, come: impl Fn(&mut Child) -> Result<Option<T>>) -> Result<T> {
+            .context("virsh")?;
         let start = Instant::now();
-        let come = loop {
-            if let Some(come) = come(virsh)? {
-                break come;
+        let status = loop {
+            if let Some(status) = virsh.try_wait()? {
+                break status;
             }
             if start.elapsed() > PATIENCE {
                 virsh.kill()?;
                 virsh.wait()?;
-                bail!("virsh did not answer");
+                bail!("virsh did not end: {commands}");
             }
             self.bury();
             std::thread::sleep(Duration::from_millis(3));
         };
         self.bury();
-        Ok(come)
+        let read = |path: &Path| -> Result<String> {
+            Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+        };
+        Ok((status.success(), read(&stdout)?, read(&stderr)?))
     }
 
-    fn qemu(&self) -> Option<Pid> {
-        let text = std::fs::read_to_string(self.root.path().join(format!("run/qemu/{GUEST}.pid"))).ok()?;
-        Pid::from_raw(text.trim().parse().ok()?)
+    /// The guests that are there.
+    fn qemus(&self) -> Vec<Pid> {
+        let Ok(files) = std::fs::read_dir(self.root.path().join("run/qemu")) else {
+            return Vec::new();
+        };
+        let pids = files.flatten().filter_map(|file| {
+            let path = file.path();
+            if path.extension()? != "pid" {
+                return None;
+            }
+            let text = std::fs::read_to_string(path).ok()?;
+            Pid::from_raw(text.trim().parse().ok()?)
+        });
+        pids.collect()
     }
 
-    /// Waits for QEMU if it ended.
+    /// Waits for those of them that ended.
     fn bury(&self) {
-        if let Some(qemu) = self.qemu() {
+        for qemu in self.qemus() {
             // It may not be ours yet, or no longer there.
             rustix::process::waitpid(Some(qemu), WaitOptions::NOHANG).ok();
         }
@@ -369,31 +563,30 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Only if libvirt failed to: it removes the file with the number when QEMU ends.
-        if let Some(qemu) = self.qemu() {
+        let guests = self.qemus();
+        if let Some((process, thread)) = self.process.take() {
+            rustix::process::kill_process(process, Signal::KILL).ok();
+            thread.join().ok();
+        }
+        for qemu in guests {
             rustix::process::kill_process(qemu, Signal::KILL).ok();
             rustix::process::waitpid(Some(qemu), WaitOptions::empty()).ok();
         }
     }
 }
 
-/// A guest of so little that only its disk matters.
-fn domain(name: &str, disk: &str) -> String {
-    format!(
-        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
-         <devices><emulator>{EMULATOR}</emulator>{disk}\
-         <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
-    )
+/// What follows a mark, up to the next.
+fn between<'a>(text: &'a str, mark: &str) -> &'a str {
+    let Some((_, rest)) = text.split_once(mark) else {
+        panic!("virsh did not come so far: {text}");
+    };
+    let part = rest.find("@guest").map_or(rest, |next| &rest[..next]);
+    part.strip_suffix("error: ").unwrap_or(part)
 }
 
-/// What virsh said of errors, one a line; libvirt's log is there as well.
-fn errors(said: &str) -> String {
-    let errors: Vec<_> = said
-        .lines()
-        .filter_map(|line| line.strip_prefix("error: "))
-        .collect();
-    errors.join("\n")
+/// The errors among what virsh said.
+fn lines(said: &str) -> impl Iterator<Item = &str> {
+    said.lines().filter_map(|line| line.strip_prefix("error: "))
 }
 
 fn disk_of(xml: &str) -> &str {

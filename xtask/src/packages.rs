@@ -57,8 +57,20 @@ const NEEDS: &[Need] = &[
         what: Since("virsh", 11),
     },
     Need {
+        package: "libvirt-daemon",
+        what: Since("libvirtd", 11),
+    },
+    Need {
         package: "libvirt-daemon-driver-qemu",
         what: File(LIBVIRT_QEMU),
+    },
+    Need {
+        package: "libvirt-daemon-driver-secret",
+        what: File(LIBVIRT_SECRET),
+    },
+    Need {
+        package: "libvirt-daemon-driver-storage",
+        what: File(LIBVIRT_STORAGE),
     },
     Need {
         package: "acl",
@@ -86,12 +98,24 @@ const NEEDS: &[Need] = &[
     },
 ];
 
-/// libvirt's QEMU driver, which `virsh` loads into itself (see `catena_testkit::libvirt`).
+/// libvirt's drivers, which its daemon loads (see `catena_testkit::libvirt`).
 const LIBVIRT_QEMU: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib/aarch64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib64/libvirt/connection-driver/libvirt_driver_qemu.so",
     "/usr/lib/libvirt/connection-driver/libvirt_driver_qemu.so",
+];
+const LIBVIRT_SECRET: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_secret.so",
+    "/usr/lib/aarch64-linux-gnu/libvirt/connection-driver/libvirt_driver_secret.so",
+    "/usr/lib64/libvirt/connection-driver/libvirt_driver_secret.so",
+    "/usr/lib/libvirt/connection-driver/libvirt_driver_secret.so",
+];
+const LIBVIRT_STORAGE: &[&str] = &[
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_storage.so",
+    "/usr/lib/aarch64-linux-gnu/libvirt/connection-driver/libvirt_driver_storage.so",
+    "/usr/lib64/libvirt/connection-driver/libvirt_driver_storage.so",
+    "/usr/lib/libvirt/connection-driver/libvirt_driver_storage.so",
 ];
 
 /// Packages whose version in Debian 12 is too old, with those of their dependencies that must match. Naming each keeps
@@ -109,6 +133,8 @@ const BACKPORTED: &[&str] = &[
     "libvirt-daemon-common",
     "libvirt-daemon-log",
     "libvirt-daemon-driver-qemu",
+    "libvirt-daemon-driver-secret",
+    "libvirt-daemon-driver-storage",
 ];
 
 const BACKPORTS: &str = "/etc/apt/sources.list.d/catena-backports.list";

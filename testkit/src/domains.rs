@@ -1,0 +1,219 @@
+//! Domains as people and programs write them, over images that are there: a number says which.
+//!
+//! A [`Forest`] is a folder of images of every format, alone and in chains, whole and broken, with what else disks are on:
+//! loop devices, a folder, a server. [`Forest::guest`] draws a guest whose disks are some of them, with XML that gives
+//! none, some or all layers of each, and whatever else XML may say of a disk. Nothing here knows what Catena makes of it.
+
+mod elements;
+mod images;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::libvirt::{Daemon, Guest};
+use crate::{Dice, Folder};
+
+/// The number of the passphrase `secret`, of which encrypted images of a forest are.
+pub const PASSPHRASE: &str = "11111111-2222-3333-4444-555555555555";
+/// The use of the key to a Ceph cluster, and to an iSCSI server.
+pub const KEYS: [(&str, &str); 2] = [("ceph", "cluster key"), ("iscsi", "server key")];
+/// The pool whose folder is the forest's.
+pub const POOL: &str = "images";
+
+/// An image, as XML gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Where it is: a whole path.
+    pub path: String,
+    /// Its format in libvirt's words.
+    pub format: &'static str,
+    /// Whether it is a block device.
+    pub block: bool,
+    /// Whether its content is encrypted.
+    pub luks: bool,
+    /// The path of its data file.
+    pub store: Option<String>,
+}
+
+/// Images, and the rest that disks are on.
+#[derive(Debug)]
+pub struct Forest {
+    folder: Folder,
+    /// Images that nobody else writes, each with the layers below it: whole chains.
+    whole: Vec<Vec<Layer>>,
+    /// The active images of chains that break somewhere, or go on where it is not known.
+    odd: Vec<Layer>,
+    loops: Vec<LoopDevice>,
+    server: Server,
+}
+
+/// A file as a block device, until it is dropped.
+#[derive(Debug)]
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn over(path: &Path) -> Self {
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(path)
+            .output()
+            .expect("losetup");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Self(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        Command::new("losetup").args(["--detach", &self.0]).status().ok();
+    }
+}
+
+/// An NBD server, until it is dropped.
+#[derive(Debug)]
+struct Server {
+    process: Child,
+    socket: String,
+}
+
+impl Server {
+    fn of(image: &Path, socket: &Path) -> Self {
+        let process = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "qemu-nbd",
+                "--persistent",
+                "--shared=0",
+                "--format=raw",
+            ])
+            .args(["--export-name=disk", "--socket"])
+            .arg(socket)
+            .arg(image)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("qemu-nbd");
+        let start = Instant::now();
+        while !socket.exists() && start.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self {
+            process,
+            socket: socket.display().to_string(),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+impl Default for Forest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Forest {
+    /// Makes the images.
+    ///
+    /// # Panics
+    /// If a tool fails.
+    #[must_use]
+    pub fn new() -> Self {
+        let folder = Folder::new();
+        let (whole, odd) = images::plant(&folder);
+        std::fs::create_dir(folder.file("folder")).expect("a folder");
+        folder.img("create -q -f raw served 1M");
+        folder.img("create -q -f raw loop0 1M");
+        folder.img("create -q -f qcow2 loop1 1M");
+        folder.run("truncate", &["-s", "2M", "loop1"]);
+        let loops = ["loop0", "loop1"].map(|name| LoopDevice::over(&folder.file(name)));
+        let server = Server::of(&folder.file("served"), &folder.file("nbd.sock"));
+        let mut forest = Self {
+            folder,
+            whole,
+            odd,
+            loops: loops.into(),
+            server,
+        };
+        forest.over_the_rest();
+        forest
+    }
+
+    /// Chains with a layer that is no file.
+    fn over_the_rest(&mut self) {
+        let folder = &self.folder;
+        let block = |device: &LoopDevice, format| Layer {
+            path: device.0.clone(),
+            format,
+            block: true,
+            luks: false,
+            store: None,
+        };
+        let (plain, qcow2) = (block(&self.loops[0], "raw"), block(&self.loops[1], "qcow2"));
+        folder.img(&format!("create -q -f qcow2 -b {} -F raw over-loop", plain.path));
+        self.whole
+            .push(vec![images::file(folder, "over-loop", "qcow2"), plain.clone()]);
+        self.whole.push(vec![plain]);
+        self.whole.push(vec![qcow2]);
+        folder.img(&format!(
+            "create -q -f qcow2 -b nbd+unix:///disk?socket={} -F raw over-nbd",
+            self.server.socket
+        ));
+        self.odd.push(images::file(folder, "over-nbd", "qcow2"));
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives libvirt what these guests need: secrets, and the pool.
+    pub fn introduce(&self, daemon: &Daemon) {
+        daemon.keep(PASSPHRASE, "volume", "<volume>mine</volume>", "secret");
+        let [(ceph, of_ceph), (iscsi, of_iscsi)] = KEYS;
+        daemon.keep(
+            "22222222-2222-3333-4444-555555555555",
+            ceph,
+            &format!("<name>{of_ceph}</name>"),
+            "key",
+        );
+        daemon.keep(
+            "33333333-2222-3333-4444-555555555555",
+            iscsi,
+            &format!("<target>{of_iscsi}</target>"),
+            "word",
+        );
+        daemon.pool(POOL, self.path());
+    }
+
+    /// The guest of a number.
+    #[must_use]
+    pub fn guest(&self, seed: u64) -> Guest {
+        let mut dice = Dice::new(seed);
+        let mut targets = elements::Targets::default();
+        let mut used = Vec::new();
+        let mut guest = Guest::default();
+        // What is odd would hide what is wrong with the rest, and servers that are not there hide what QEMU does not open.
+        let odd = dice.chance(35);
+        let count = dice.within(2..5);
+        for number in 0..count {
+            let disk = elements::disk(self, &mut dice, &mut targets, &mut used, odd, number == 0);
+            guest.devices.push_str(&disk);
+        }
+        if guest.devices.contains("<throttlefilter ") {
+            guest.domain.push_str(elements::THROTTLE_GROUPS);
+        }
+        guest
+    }
+}
