@@ -327,7 +327,9 @@ impl Walk<'_> {
         let opened = match open_named(&mut source, self.policy) {
             Ok(opened) => opened,
             Err(error) => {
-                let top = self.chain.active().map(|layer| &layer.source);
+                // libvirt's sentence names where it began to look.
+                let began = self.stated.layers.len().saturating_sub(1);
+                let top = self.chain.layers.get(began).map(|layer| &layer.source);
                 return fail(access_error(error, &source, top), Some(source));
             }
         };
@@ -358,8 +360,7 @@ impl Walk<'_> {
         let opened = match open_stated(&source) {
             Ok(opened) => opened,
             Err(error) => {
-                let top = self.chain.active().map(|layer| &layer.source);
-                return fail(access_error(error, &source, top));
+                return fail(access_error(error, &source, None));
             }
         };
         if let Some(earlier) = keys(&source, opened.as_ref())

@@ -302,6 +302,8 @@ codes! {
     XmlDataStoreMissing = "xml-data-store-missing",
     /// XML gives another data file than the image records.
     XmlDataStoreDiffers = "xml-data-store-differs",
+    /// XML gives a part of an image that reaches past its end.
+    XmlSliceBeyondEnd = "xml-slice-beyond-end",
     /// The overlay that a snapshot is to reuse records another base.
     XmlSnapshotBaseDiffers = "xml-snapshot-base-differs",
 }

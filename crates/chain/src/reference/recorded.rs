@@ -160,6 +160,28 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
+/// A monitor of a Ceph cluster: QEMU must be told a port, and 0 is the usual one.
+fn monitor(host: &Host) -> Result<Value, ReferenceError> {
+    let mut address = address(host, false)?;
+    if let Some(fields) = address.as_object_mut()
+        && !fields.contains_key("port")
+    {
+        fields.insert("port".into(), "0".into());
+    }
+    Ok(address)
+}
+
+/// An NFS server, in libvirt's order of keys.
+fn nfs_server(host: &Host) -> Result<Value, ReferenceError> {
+    let mut address = address(host, true)?;
+    if let Some(fields) = address.as_object_mut()
+        && let Some(kind) = fields.shift_remove("type")
+    {
+        fields.insert("type".into(), kind);
+    }
+    Ok(address)
+}
+
 /// A server as QEMU's socket address; without the type where the driver takes only TCP.
 fn address(host: &Host, with_type: bool) -> Result<Value, ReferenceError> {
     let mut map = Map::new();
@@ -233,8 +255,7 @@ fn network_properties(network: &Network) -> Result<Map<String, Value>, Reference
                 }
             }
             if !network.hosts.is_empty() {
-                let servers: Result<Vec<_>, _> =
-                    network.hosts.iter().map(|host| address(host, false)).collect();
+                let servers: Result<Vec<_>, _> = network.hosts.iter().map(monitor).collect();
                 put("server", servers?.into());
             }
         }
@@ -247,12 +268,17 @@ fn network_properties(network: &Network) -> Result<Map<String, Value>, Reference
                 return Err(unsupported("only TCP transport is supported for iSCSI volumes"));
             }
             let mut portal = host.name.clone().unwrap_or_default();
+            if portal.contains(':') {
+                portal = format!("[{portal}]");
+            }
             if let Some(port) = host.port {
                 portal.push_str(&format!(":{port}"));
             }
             put("portal", portal.into());
             put("target", target.into());
-            put("lun", lun.into());
+            // QEMU has a number there.
+            let number: Option<u32> = lun.parse().ok();
+            put("lun", number.map_or_else(|| lun.into(), Value::from));
             put("transport", "tcp".into());
         }
         Protocol::Http | Protocol::Https | Protocol::Ftp | Protocol::Ftps | Protocol::Tftp => {
@@ -296,7 +322,7 @@ fn network_properties(network: &Network) -> Result<Map<String, Value>, Reference
             }
         }
         Protocol::Nfs => {
-            put("server", address(one()?, true)?);
+            put("server", nfs_server(one()?)?);
             put("path", name.into());
             for (key, id) in [("user", &network.nfs_user), ("group", &network.nfs_group)] {
                 if let Some(id) = id {

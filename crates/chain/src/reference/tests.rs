@@ -677,7 +677,7 @@ fn writes_what_libvirt_records() {
         ),
         (
             "rbd:p/i@s:mon_host=m",
-            r#"json:{"file":{"driver":"rbd","pool":"p","image":"i","snapshot":"s","server":[{"host":"m"}]}}"#,
+            r#"json:{"file":{"driver":"rbd","pool":"p","image":"i","snapshot":"s","server":[{"host":"m","port":"0"}]}}"#,
         ),
         (
             r#"json:{"driver":"raw","offset":1,"size":2,"file":{"driver":"file","filename":"/a"}}"#,
