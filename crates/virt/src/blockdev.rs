@@ -4,28 +4,25 @@
 //! a format node. Since QEMU 9 libvirt gives a plain raw layer no format node; [`Generation::V9`] is the old shape. What
 //! is above refers to a layer by its uppermost node.
 
-use crate::model::{CacheMode, Details, Discard, Zeroes};
+use crate::generation::Generation;
+use crate::model::{CacheMode, Details, Device, Discard, Encryption, ThrottleGroup, Zeroes};
 use crate::numbered::{Running, RunningLayer, RunningStore};
-use catena::reference::{Location, Protocol, Source};
+use catena::reference::{Location, Network, Protocol, Source};
 use catena_format::Format;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The longest name of a node that QEMU takes.
 const MAX_NODE_NAME: usize = 31;
 /// Where libvirt looks for TLS certificates unless it is told otherwise.
 const TLS_DIR: &str = "/etc/pki/qemu";
-
-/// Whose shapes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Generation {
-    /// libvirt 9.0: each layer has a format node.
-    V9,
-    /// libvirt 11.3 beside QEMU 9 or later.
-    #[default]
-    V11,
-}
+/// Where the helper for reservations listens that libvirt does not run itself, unless it is told otherwise.
+const PR_HELPER: &str = "/run/qemu-pr-helper.sock";
+/// How much QEMU says of what it does on a Gluster server, unless libvirt is told otherwise.
+const GLUSTER_DEBUG: u32 = 4;
+/// What is asked of a CD-ROM drive of the host's: the number of its sort of device.
+const CDROM_MAJOR: u64 = 11;
 
 /// What is said beside the disk.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +36,8 @@ pub struct Options {
 /// Nodes and what they need, in the order in which QEMU must get them.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
-    /// Secrets and TLS credentials.
+    /// Secrets, TLS credentials, helpers for reservations, throttle groups. Those of one name are one, whichever disks
+    /// have them.
     pub objects: Vec<Value>,
     /// The nodes.
     pub nodes: Vec<Value>,
@@ -63,15 +61,8 @@ fn refuse<T>(message: impl Into<String>) -> Result<T> {
 ///
 /// # Errors
 ///
-/// What libvirt refuses when it starts a guest; a secret that nobody gave; and what only a running libvirt has: managed
-/// reservations, throttle groups.
+/// What libvirt refuses when it starts a guest; a secret that nobody gave; a throttle group that the document does not have.
 pub fn tree(disk: &Running<'_>, options: &Options) -> Result<Tree> {
-    if !disk.filters.is_empty() {
-        return refuse(format!(
-            "'{}' has throttle filters, whose groups are the whole domain's",
-            disk.disk.name()
-        ));
-    }
     let mut builder = Builder::new(disk, options);
     let mut below = match disk.terminated {
         true => Below::Nothing,
@@ -88,6 +79,19 @@ pub fn tree(disk: &Running<'_>, options: &Options) -> Result<Tree> {
         let name = format!("libvirt-CoR-{}", disk.disk.name());
         builder.tree.nodes.push(json!({
             "driver": "copy-on-read", "node-name": name, "file": drive, "discard": "unmap",
+        }));
+        drive = name;
+    }
+    for filter in &disk.filters {
+        let Some(group) = filter.group else {
+            return refuse(format!("throttle group '{}' not found", filter.name));
+        };
+        if !group.limits.is_empty() {
+            builder.object(group.object());
+        }
+        let name = format!("libvirt-{}-filter", filter.index);
+        builder.tree.nodes.push(json!({
+            "driver": "throttle", "node-name": name, "throttle-group": ThrottleGroup::id(filter.name), "file": drive,
         }));
         drive = name;
     }
@@ -235,7 +239,12 @@ impl<'a> Builder<'a> {
         } else {
             Role::Effective
         };
-        let node = self.storage(&layer.source, &layer.details, &storage)?;
+        let uppermost = if with_format {
+            format!("libvirt-{index}-format")
+        } else {
+            storage.clone()
+        };
+        let node = self.storage(&layer.source, &layer.details, (&storage, &uppermost))?;
         self.push(node, role, readonly, top);
         let mut effective = storage;
         if let Some(slice) = slice {
@@ -264,7 +273,7 @@ impl<'a> Builder<'a> {
     /// A data file: raw, and always without a format node.
     fn store(&mut self, store: &RunningStore, top: bool) -> Result<String> {
         let name = format!("libvirt-{}-storage", store.index);
-        let node = self.storage(&store.source, &store.details, &name)?;
+        let node = self.storage(&store.source, &store.details, (&name, &name))?;
         self.push(node, Role::Effective, store.readonly, top);
         Ok(name)
     }
@@ -321,7 +330,13 @@ impl<'a> Builder<'a> {
         let driver = match layer.format {
             Format::Raw if secret.is_some() => "luks",
             Format::Raw | Format::Fat => "raw",
-            Format::Iso | Format::Dir | Format::Cow | Format::Luks => {
+            Format::Luks => {
+                return refuse(format!(
+                    "'{}' is a LUKS container, and no <encryption> in XML names its secret",
+                    layer.source
+                ));
+            }
+            Format::Iso | Format::Dir | Format::Cow => {
                 return refuse(format!("mishandled storage format '{}'", layer.format.libvirt()));
             }
             format => format.as_str(),
@@ -376,11 +391,14 @@ impl<'a> Builder<'a> {
         Ok(name)
     }
 
-    /// A protocol node as far as its place and its name.
-    fn storage(&mut self, source: &Source, details: &Details, name: &str) -> Result<Node> {
-        if details.reservations.is_some() {
-            return refuse("reservations need the helper of a running libvirt");
-        }
+    /// A protocol node as far as its place and its name, which is followed by that of the format node over it, if there
+    /// is one.
+    fn storage(
+        &mut self,
+        source: &Source,
+        details: &Details,
+        (name, uppermost): (&str, &str),
+    ) -> Result<Node> {
         let mut shown = source.clone();
         let mut cookies = Vec::new();
         if let Location::Network(network) = &mut shown.location {
@@ -396,8 +414,31 @@ impl<'a> Builder<'a> {
             let io = self.disk.disk.driver.io.as_deref().filter(|io| *io != "default");
             node.extend(io.map(|io| ("aio".to_owned(), io.into())));
         }
+        if let Location::Dir(_) = &source.location {
+            node.insert("floppy".into(), (self.disk.disk.device == Device::Floppy).into());
+            node.insert("rw".into(), false.into());
+        }
+        if let Location::Block(path) = &source.location
+            && self.disk.disk.device == Device::Cdrom
+            && is_cdrom(path)
+        {
+            node.insert("driver".into(), "host_cdrom".into());
+        }
+        if let Some(reservations) = &details.reservations {
+            let (id, path) = match &reservations.socket {
+                Some(path) => (format!("pr-helper-{name}"), path.as_str()),
+                None => ("pr-helper0".to_owned(), PR_HELPER),
+            };
+            self.object(json!({"qom-type": "pr-manager-helper", "id": id, "path": path}));
+            node.insert("pr-manager".into(), id.into());
+        }
         if let Some(network) = source.network() {
-            self.network(network.protocol, details, &cookies, name, &mut node)?;
+            if let Some(encryption) = &details.encryption
+                && encryption.engine.as_deref() == Some("librbd")
+            {
+                node.insert("encrypt".into(), self.of_cluster(encryption, uppermost)?);
+            }
+            self.network(network, details, &cookies, name, &mut node)?;
         }
         node.insert("node-name".into(), name.into());
         Ok(node)
@@ -406,63 +447,99 @@ impl<'a> Builder<'a> {
     /// What a server needs to know of us.
     fn network(
         &mut self,
-        protocol: Protocol,
+        network: &Network,
         details: &Details,
         cookies: &[(String, String)],
         name: &str,
         node: &mut Node,
     ) -> Result<()> {
-        let delay = node.shift_remove("reconnect-delay");
+        // In libvirt's order these stand behind who we are.
+        let [verify, timeout, readahead] =
+            ["sslverify", "timeout", "readahead"].map(|key| node.shift_remove(key));
+        let mut put = |key: &str, value: Value| {
+            node.insert(key.to_owned(), value);
+        };
         if details.tls == Some(true) {
             let id = format!("obj{name}_tls0");
-            self.tree.objects.push(json!({
+            self.object(json!({
                 "qom-type": "tls-creds-x509", "id": id, "dir": TLS_DIR, "endpoint": "client", "verify-peer": true,
             }));
-            node.insert("tls-creds".into(), id.into());
-            let host = details.tls_hostname.as_deref();
-            node.extend(host.map(|host| ("tls-hostname".to_owned(), host.into())));
+            put("tls-creds", id.into());
+            if let Some(host) = &details.tls_hostname {
+                put("tls-hostname", host.as_str().into());
+            }
         }
-        node.extend(delay.map(|delay| ("reconnect-delay".to_owned(), delay)));
+        if network.protocol == Protocol::Gluster {
+            put("debug", GLUSTER_DEBUG.into());
+        }
+        if network.protocol == Protocol::Nbd && network.reconnect_delay > 0 {
+            put("reconnect-delay", network.reconnect_delay.into());
+        }
         if let Some(auth) = &details.auth {
             let id = format!("{name}-auth-secret0");
-            let format = if protocol == Protocol::Rbd {
+            let (user, secret) = match network.protocol {
+                Protocol::Rbd => ("user", "key-secret"),
+                Protocol::Iscsi => ("user", "password-secret"),
+                Protocol::Http | Protocol::Https | Protocol::Ftp | Protocol::Ftps => {
+                    ("username", "password-secret")
+                }
+                protocol => return refuse(format!("'{protocol}' takes no <auth>")),
+            };
+            put(user, auth.user.as_str().into());
+            let format = if network.protocol == Protocol::Rbd {
+                put("auth-client-required", json!(["cephx", "none"]));
                 "base64"
             } else {
                 "raw"
             };
+            put(secret, id.as_str().into());
             self.secret(&id, Some(secret_name(&auth.secret)), format)?;
-            let user = auth.user.as_str();
-            match protocol {
-                Protocol::Rbd => {
-                    node.insert("user".into(), user.into());
-                    node.insert("auth-client-required".into(), json!(["cephx", "none"]));
-                    node.insert("key-secret".into(), id.into());
-                }
-                Protocol::Iscsi => {
-                    node.insert("user".into(), user.into());
-                    node.insert("password-secret".into(), id.into());
-                }
-                Protocol::Http | Protocol::Https | Protocol::Ftp | Protocol::Ftps => {
-                    node.insert("username".into(), user.into());
-                    node.insert("password-secret".into(), id.into());
-                }
-                _ => return refuse(format!("'{protocol}' takes no <auth>")),
-            }
         }
-        let initiator = details.initiator.as_deref();
-        node.extend(initiator.map(|iqn| ("initiator-name".to_owned(), iqn.into())));
+        if let Some(iqn) = &details.initiator {
+            put("initiator-name", iqn.as_str().into());
+        }
+        if let Some(verify) = verify {
+            put("sslverify", verify);
+        }
         if !cookies.is_empty() {
             let id = format!("{name}-httpcookie-secret0");
             let cookies: Vec<_> = cookies
                 .iter()
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();
-            self.tree
-                .objects
-                .push(json!({"qom-type": "secret", "id": id, "data": cookies.join("; ")}));
-            node.insert("cookie-secret".into(), id.into());
+            self.object(json!({"qom-type": "secret", "id": id, "data": cookies.join("; ")}));
+            put("cookie-secret", id.into());
+        }
+        for (key, value) in [("timeout", timeout), ("readahead", readahead)] {
+            if let Some(value) = value {
+                put(key, value);
+            }
         }
         Ok(())
+    }
+
+    /// The encryption that a Ceph cluster undoes: of the image, and of those it was made from.
+    fn of_cluster(&mut self, encryption: &Encryption, base: &str) -> Result<Value> {
+        let mut encrypt = Value::Null;
+        for (number, secret) in encryption.secrets.iter().enumerate().rev() {
+            let id = format!("{base}-encryption-secret{number}");
+            self.secret(&id, Some(secret_name(secret)), "raw")?;
+            let mut outer = Node::new();
+            outer.insert("format".into(), encryption.format.as_str().into());
+            outer.insert("key-secret".into(), id.into());
+            if !encrypt.is_null() {
+                outer.insert("parent".into(), encrypt);
+            }
+            encrypt = Value::Object(outer);
+        }
+        Ok(encrypt)
+    }
+
+    /// Adds an object, once.
+    fn object(&mut self, object: Value) {
+        if !self.tree.objects.contains(&object) {
+            self.tree.objects.push(object);
+        }
     }
 
     /// An object that holds a secret, which QEMU reads from a file.
@@ -487,6 +564,12 @@ impl<'a> Builder<'a> {
             .push(json!({"qom-type": "secret", "id": id, "file": file, "format": format}));
         Ok(())
     }
+}
+
+/// Whether it is a CD-ROM drive of the host's.
+fn is_cdrom(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).is_ok_and(|metadata| (metadata.rdev() >> 8) & 0xfff == CDROM_MAJOR)
 }
 
 fn secret_name(secret: &crate::model::SecretUse) -> &str {

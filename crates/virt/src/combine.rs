@@ -10,6 +10,7 @@ use catena::doctor::{Code, Cure, Finding, Severity};
 use catena::reference::{Location, Source};
 use catena::{Policy, Start, Stated, StatedLayer, detect, detect_stated};
 use catena_format::Format;
+use catena_storage::Storage;
 use std::path::Path;
 
 impl Disk {
@@ -45,9 +46,12 @@ impl XmlLayer {
         let source = match &self.place {
             Place::Image(source) => source.clone(),
             Place::Empty => return Err("the drive is empty".to_owned()),
+            Place::Volume {
+                found: Some(source), ..
+            } => source.clone(),
             Place::Volume { pool, volume, .. } => {
                 return Err(format!(
-                    "volume '{volume}' of pool '{pool}' can be found by libvirt alone; 'virsh vol-path' tells where it is"
+                    "where volume '{volume}' of pool '{pool}' is, libvirt alone knows; --connect asks it"
                 ));
             }
             Place::VhostUser { path } => {
@@ -87,6 +91,7 @@ pub fn disagreements(disk: &Disk, chain: &Chain, policy: &Policy) -> Vec<Finding
     for (number, (given, layer)) in disk.layers.iter().zip(&chain.layers).enumerate() {
         let at = || (number, layer.name());
         data_store(disk, number, given, layer, &mut findings);
+        slice(number, layer, &mut findings);
         let Some(below) = disk.layers.get(number + 1) else {
             if let (Below::Closed(_), Some(recorded)) = (&disk.below, &layer.description.backing) {
                 let link = without_credentials(&recorded.name);
@@ -223,6 +228,29 @@ fn rebase(layer: &Layer, given: &Source, format: Format) -> Cure {
         format.as_str().into(),
         "--unsafe".into(),
     ])
+}
+
+/// The part of an image that the XML gives, against the image's end.
+fn slice(number: usize, layer: &Layer, findings: &mut Vec<Finding>) {
+    let (Some(slice), Some(file)) = (layer.source.slice, &layer.file) else {
+        return;
+    };
+    let (Some(size), Ok(len)) = (slice.size, file.storage.len()) else {
+        return;
+    };
+    if slice.offset.checked_add(size).is_none_or(|end| end > len) {
+        findings.push(Finding::new(
+            Code::XmlSliceBeyondEnd,
+            Severity::Error,
+            (number, layer.name()),
+            format!(
+                "the XML gives {size} bytes from {} of the image, which ends at {len}",
+                slice.offset
+            ),
+            "QEMU does not open it",
+            Cure::advice("correct the <slice> in the XML, or let the image grow"),
+        ));
+    }
 }
 
 /// The data file, in XML and in the header.

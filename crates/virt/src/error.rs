@@ -14,6 +14,8 @@ pub enum XmlErrorKind {
     InvalidArgument,
     /// What it asks for cannot be had.
     Unsupported,
+    /// It asks for two things that exclude each other.
+    Excluded,
     /// The disk lacks something that every disk has.
     Missing,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for XmlError {
             XmlErrorKind::Malformed => "XML error: ",
             XmlErrorKind::InvalidArgument => "invalid argument: ",
             XmlErrorKind::Unsupported => "unsupported configuration: ",
+            XmlErrorKind::Excluded => "Operation not supported: ",
             XmlErrorKind::NotXml | XmlErrorKind::Missing => "",
         };
         write!(f, "{sort}{}", self.message)

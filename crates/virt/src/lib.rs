@@ -16,18 +16,23 @@ pub mod blockdev;
 mod combine;
 pub mod edit;
 mod error;
+mod generation;
 pub mod limits;
 pub mod live;
 mod model;
 pub mod numbered;
+mod order;
 mod read;
+mod throttle;
 pub mod volume;
+mod volumes;
 mod write;
 
 pub use combine::{disagreements, snapshot_disagreements};
 pub use error::{XmlError, XmlErrorKind};
+pub use generation::Generation;
 pub use model::{
     Auth, Below, CacheMode, Details, Device, Discard, Disk, Document, DomainLabel, Driver, Encryption, Kind,
-    LabelKind, Layer, Mirror, Place, Reservations, Seclabel, SecretUse, SnapshotDisk, Spans, Transient,
-    Volume, Zeroes,
+    LabelKind, Layer, Mirror, Place, Reservations, Seclabel, SecretUse, SnapshotDisk, Spans, ThrottleGroup,
+    Transient, Volume, Zeroes,
 };

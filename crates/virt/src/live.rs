@@ -4,6 +4,7 @@
 //! layers and the end of the chain; every other byte stays.
 
 use crate::edit::{Edit, EditError};
+use crate::generation::Generation;
 use crate::model::Document;
 use crate::numbered::{Running, number};
 use crate::write::{self, Indices};
@@ -14,9 +15,13 @@ use catena::Chain;
 /// # Errors
 ///
 /// Where a document cannot be changed so, which is a fault of this library.
-pub fn live(document: &Document, chains: &[Option<Chain>]) -> Result<String, EditError> {
+pub fn live(
+    document: &Document,
+    chains: &[Option<Chain>],
+    generation: Generation,
+) -> Result<String, EditError> {
     let mut edit = Edit::new(document);
-    for disk in number(document, chains).into_iter().flatten() {
+    for disk in number(document, chains, generation).into_iter().flatten() {
         below(&disk, &mut edit)?;
     }
     edit.finish()
@@ -30,11 +35,20 @@ fn below(disk: &Running<'_>, edit: &mut Edit<'_>) -> Result<(), EditError> {
             store: layer.store.as_ref().map(|store| store.index),
         };
         let mut given = disk.disk.layers.get(number).cloned();
-        if let Some(given) = &mut given
-            && given.data_store.is_none()
-            && let Some(store) = &layer.store
-        {
-            given.data_store = Some(Box::new(write::found_store(given, store)));
+        if let Some(given) = &mut given {
+            given.details = layer.details.clone();
+            match &layer.store {
+                Some(store) if given.data_store.is_none() => {
+                    given.data_store = Some(Box::new(write::found_store(given, store)));
+                }
+                Some(store) => {
+                    if let Some(given) = &mut given.data_store {
+                        given.details = store.details.clone();
+                    }
+                }
+                // libvirt 9.0 knows none.
+                None => given.data_store = None,
+            }
         }
         match (number, given) {
             (0, Some(given)) => edit.rewrite_source(&given, &write::given_source(&given, indices).finish()),

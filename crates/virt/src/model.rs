@@ -21,6 +21,8 @@ pub struct Document {
     pub volume: Option<Volume>,
     /// A domain's `<seclabel>`s.
     pub seclabels: Vec<DomainLabel>,
+    /// The groups of `<throttlegroups>`, in order.
+    pub throttle_groups: Vec<ThrottleGroup>,
 }
 
 /// `<seclabel>` of a domain: how a security driver labels its process and its files.
@@ -48,6 +50,15 @@ pub enum LabelKind {
     Static,
     /// There is none.
     None,
+}
+
+/// What the disks that are in it may do together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThrottleGroup {
+    /// Its name.
+    pub name: String,
+    /// What is limited, in libvirt's words (`total_bytes_sec`), and to how much; without those that are not.
+    pub limits: Vec<(&'static str, u64)>,
 }
 
 /// What a document describes.
@@ -197,6 +208,8 @@ pub enum Place {
         volume: String,
         /// `host` or `direct`, for iSCSI pools.
         mode: Option<String>,
+        /// Where it is, once libvirt was asked ([`Document::find_volumes`]).
+        found: Option<Source>,
     },
     /// A disk that another process serves.
     VhostUser {
@@ -267,6 +280,8 @@ pub struct Encryption {
     pub engine: Option<String>,
     /// The passphrases.
     pub secrets: Vec<SecretUse>,
+    /// Whether it says how a new image would be encrypted. No disk may.
+    pub cipher: bool,
     /// Whether it stands in `<disk>` and not in `<source>`.
     pub outside: bool,
 }
@@ -349,6 +364,8 @@ pub struct SnapshotDisk {
 /// A volume of a storage pool.
 #[derive(Clone, Debug)]
 pub struct Volume {
+    /// Whether it is a block device and no file.
+    pub block: bool,
     /// `<capacity>` in bytes.
     pub capacity: Option<u64>,
     /// `<target><path>`.
@@ -411,6 +428,7 @@ impl Layer {
     pub fn source(&self) -> Option<&Source> {
         match &self.place {
             Place::Image(source) => Some(source),
+            Place::Volume { found, .. } => found.as_ref(),
             _ => None,
         }
     }

@@ -1,13 +1,14 @@
 //! The layers of a guest's disks as libvirt has them once it started: those that XML gives and those that were detected,
 //! each with the number that is its nodes' name and the `index` in live XML.
 //!
-//! One counter for the whole guest, from 1. Disks are numbered last to first, each with what its XML gives: the active
+//! One counter for the whole guest, from 1. Disks are numbered last to first in libvirt's order, each with what its XML gives: the active
 //! layer, its data file, the layers below, the throttle filters. What was detected gets numbers in a second round.
 
-use crate::model::{Details, Disk, Document, Encryption, Layer as XmlLayer, Place};
+use crate::generation::Generation;
+use crate::model::{Below, Details, Disk, Document, Encryption, Layer as XmlLayer, Place, ThrottleGroup};
 use catena::Chain;
 use catena::chain::End;
-use catena::reference::Source;
+use catena::reference::{Location, Protocol, Source};
 use catena_format::Format;
 
 /// A disk as libvirt has it while its guest runs.
@@ -19,8 +20,19 @@ pub struct Running<'a> {
     pub layers: Vec<RunningLayer>,
     /// Whether the end of the chain is known. If not, QEMU follows the last header by itself.
     pub terminated: bool,
-    /// The numbers of the throttle filters.
-    pub filters: Vec<u32>,
+    /// The throttle filters, the lowest first.
+    pub filters: Vec<Filter<'a>>,
+}
+
+/// A throttle filter.
+#[derive(Clone, Debug)]
+pub struct Filter<'a> {
+    /// The number.
+    pub index: u32,
+    /// The name of its group.
+    pub name: &'a str,
+    /// The group, where the document has it.
+    pub group: Option<&'a ThrottleGroup>,
 }
 
 /// A layer of it.
@@ -28,7 +40,8 @@ pub struct Running<'a> {
 pub struct RunningLayer {
     /// Where it is.
     pub source: Source,
-    /// Its format in libvirt's terms: an encrypted raw image is raw.
+    /// Its format in libvirt's terms: an encrypted raw image is raw. A LUKS container that was detected is one still, for
+    /// there is no secret to open it with.
     pub format: Format,
     /// What `<source>` says beside the place; detected layers have what the active one's labels say, and no more.
     pub details: Details,
@@ -62,25 +75,37 @@ impl RunningLayer {
 }
 
 /// Numbers the disks of a document. `chains` has each disk's, from [`Disk::chain`]; a disk without one, such as an empty
-/// drive, has no nodes either.
-pub fn number<'a>(document: &'a Document, chains: &[Option<Chain>]) -> Vec<Option<Running<'a>>> {
+/// drive, has no nodes either. libvirt 9.0 has neither data files nor throttle filters, and numbers none.
+pub fn number<'a>(
+    document: &'a Document,
+    chains: &[Option<Chain>],
+    generation: Generation,
+) -> Vec<Option<Running<'a>>> {
     let mut counter = 0_u32;
     let mut next = || {
         counter = counter.saturating_add(1);
         counter
     };
-    let mut running: Vec<Option<Running<'a>>> = Vec::new();
-    for (disk, chain) in document.disks.iter().zip(chains).rev() {
+    let mut running: Vec<Option<Running<'a>>> = document.disks.iter().map(|_| None).collect();
+    let order = document.order();
+    let at = |place: usize| Some((document.disks.get(place)?, chains.get(place)?.as_ref()?));
+    for place in order.iter().rev().copied() {
+        let empty = document.disks.get(place).and_then(Disk::active);
+        if empty.is_some_and(|layer| layer.place == Place::Empty) {
+            // A drive without a medium has its number for one.
+            next();
+            continue;
+        }
         // An SD card has a drive of QEMU's old way.
-        running.push(match chain {
-            Some(chain) if disk.bus.as_deref() != Some("sd") => given(disk, chain, &mut next),
-            _ => None,
-        });
+        if let (Some((disk, chain)), Some(running)) = (at(place), running.get_mut(place))
+            && disk.bus.as_deref() != Some("sd")
+        {
+            *running = given(&document.throttle_groups, disk, chain, generation, &mut next);
+        }
     }
-    running.reverse();
-    for (disk, chain) in running.iter_mut().zip(chains).rev() {
-        if let (Some(disk), Some(chain)) = (disk, chain) {
-            found(disk, chain, &mut next);
+    for place in order.iter().rev().copied() {
+        if let (Some((_, chain)), Some(Some(running))) = (at(place), running.get_mut(place)) {
+            found(running, chain, generation, &mut next);
         }
     }
     running
@@ -89,36 +114,62 @@ pub fn number<'a>(document: &'a Document, chains: &[Option<Chain>]) -> Vec<Optio
 /// One disk for itself, whatever its bus; the numbers mean nothing. `None` where it has no image.
 pub(crate) fn alone<'a>(disk: &'a Disk, chain: &Chain) -> Option<Running<'a>> {
     let mut next = || 0;
-    let mut running = given(disk, chain, &mut next)?;
-    found(&mut running, chain, &mut next);
+    let mut running = given(&[], disk, chain, Generation::V11, &mut next)?;
+    found(&mut running, chain, Generation::V11, &mut next);
     Some(running)
 }
 
 /// The layers that the XML gives.
-fn given<'a>(disk: &'a Disk, chain: &Chain, next: &mut impl FnMut() -> u32) -> Option<Running<'a>> {
+fn given<'a>(
+    groups: &'a [ThrottleGroup],
+    disk: &'a Disk,
+    chain: &Chain,
+    generation: Generation,
+    next: &mut impl FnMut() -> u32,
+) -> Option<Running<'a>> {
+    let is_new = generation == Generation::V11;
     let mut layers = Vec::new();
     for (number, layer) in disk.layers.iter().enumerate() {
-        let Place::Image(source) = &layer.place else {
-            return None;
-        };
         layers.push(RunningLayer {
-            source: source.clone(),
+            source: layer.source()?.clone(),
             format: layer.format.unwrap_or(Format::Raw),
-            details: layer.details.clone(),
+            details: while_running(&layer.details, layer.source()?, number == 0),
             cache_size: layer.cache_size,
             index: next(),
             store: layer
                 .data_store
                 .as_deref()
+                .filter(|_| is_new)
                 .and_then(|store| given_store(store, number > 0, next)),
         });
     }
     Some(Running {
         disk,
         layers,
-        terminated: matches!(chain.end, End::Terminated),
-        filters: disk.throttle.iter().map(|_| next()).collect(),
+        // A folder is no image that could have anything below it.
+        terminated: (!is_blind(disk) && matches!(chain.end, End::Terminated))
+            || chain
+                .layers
+                .last()
+                .is_some_and(|layer| matches!(layer.source.location, Location::Dir(_))),
+        filters: disk
+            .throttle
+            .iter()
+            .filter(|_| is_new)
+            .map(|name| Filter {
+                index: next(),
+                name,
+                group: groups.iter().find(|group| group.name == *name),
+            })
+            .collect(),
     })
+}
+
+/// Whether libvirt looks at nothing below what the XML gives, since the active layer could have nothing below it.
+fn is_blind(disk: &Disk) -> bool {
+    let format = disk.active().and_then(|layer| layer.format);
+    let has_backing = format.is_some_and(Format::can_have_backing);
+    disk.layers.len() > 1 && disk.below == Below::Unsaid && !has_backing
 }
 
 /// A data file that the XML gives. libvirt reads `<readonly/>` after it, so that of a read-only disk is opened for
@@ -126,16 +177,31 @@ fn given<'a>(disk: &'a Disk, chain: &Chain, next: &mut impl FnMut() -> u32) -> O
 fn given_store(store: &XmlLayer, readonly: bool, next: &mut impl FnMut() -> u32) -> Option<RunningStore> {
     Some(RunningStore {
         source: store.source()?.clone(),
-        details: store.details.clone(),
+        details: while_running(&store.details, store.source()?, false),
         index: next(),
         readonly,
     })
 }
 
+/// What `<source>` says once the guest runs: libvirt has decided about TLS, and knows no policy but the active layer's.
+fn while_running(details: &Details, source: &Source, active: bool) -> Details {
+    let is_nbd = source
+        .network()
+        .is_some_and(|network| network.protocol == Protocol::Nbd);
+    Details {
+        tls: details.tls.or(is_nbd.then_some(false)),
+        startup_policy: details.startup_policy.clone().filter(|_| active),
+        ..details.clone()
+    }
+}
+
 /// What was detected: the data file of the last layer that the XML gives, unless it closes the chain, and what is below.
-fn found(disk: &mut Running<'_>, chain: &Chain, next: &mut impl FnMut() -> u32) {
+fn found(disk: &mut Running<'_>, chain: &Chain, generation: Generation, next: &mut impl FnMut() -> u32) {
+    if is_blind(disk.disk) {
+        return;
+    }
     let given = disk.layers.len();
-    let closed = matches!(disk.disk.below, crate::model::Below::Closed(_));
+    let closed = matches!(disk.disk.below, Below::Closed(_));
     let readonly = disk.disk.readonly;
     let labels = disk
         .layers
@@ -147,10 +213,11 @@ fn found(disk: &mut Running<'_>, chain: &Chain, next: &mut impl FnMut() -> u32) 
         ..Details::default()
     };
     let store = |layer: &catena::Layer, readonly: bool, next: &mut dyn FnMut() -> u32| {
-        let source = layer.data_file.as_ref()?.source.clone()?;
+        let file = layer.data_file.as_ref().filter(|_| generation == Generation::V11);
+        let source = file?.source.clone()?;
         Some(RunningStore {
+            details: while_running(&details, &source, false),
             source,
-            details: details.clone(),
             index: next(),
             readonly,
         })
@@ -164,14 +231,14 @@ fn found(disk: &mut Running<'_>, chain: &Chain, next: &mut impl FnMut() -> u32) 
     for layer in chain.layers.iter().skip(given) {
         let index = next();
         let format = match layer.format {
-            // An ISO image is raw to QEMU, a LUKS container raw with encryption to libvirt.
-            Format::Iso | Format::Luks => Format::Raw,
+            // An ISO image is raw to QEMU.
+            Format::Iso => Format::Raw,
             format => format,
         };
         disk.layers.push(RunningLayer {
             source: layer.source.clone(),
             format,
-            details: details.clone(),
+            details: while_running(&details, &layer.source, false),
             cache_size: None,
             index,
             store: store(layer, true, next),

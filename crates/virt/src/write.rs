@@ -133,10 +133,14 @@ pub(crate) fn given_source(layer: &Layer, indices: Indices) -> XmlElement {
     let mut element = XmlElement::new("source");
     match &layer.place {
         Place::Image(source) => place(&mut element, source, &layer.details, indices.layer),
-        Place::Volume { pool, volume, mode } => {
+        Place::Volume {
+            pool, volume, mode, ..
+        } => {
             element.attribute("pool", pool);
             element.attribute("volume", volume);
             element.attribute_if("mode", mode.as_deref());
+            beside(&mut element, &layer.details, indices.layer);
+            inside(&mut element, true, None, &layer.details);
         }
         Place::VhostUser { path } => {
             element.attribute("type", "unix");
@@ -161,12 +165,25 @@ fn place(element: &mut XmlElement, source: &Source, details: &Details, index: Op
         network.cookies.clear();
     }
     *element = shown.to_libvirt_element();
-    let yes_no = |yes: bool| if yes { "yes" } else { "no" };
+    beside(element, details, index);
+    inside(element, source.network().is_none(), Some(source), details);
+}
+
+/// The attributes that follow the place.
+fn beside(element: &mut XmlElement, details: &Details, index: Option<u32>) {
     element.attribute_if("tls", details.tls.map(yes_no));
     element.attribute_if("tlsHostname", details.tls_hostname.as_deref());
     element.attribute_if("fdgroup", details.fd_group.as_deref());
     element.attribute_if("startupPolicy", details.startup_policy.as_deref());
     element.attribute_if("index", index.map(|index| index.to_string()).as_deref());
+}
+
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+/// The children that follow the place; `labelled` says whether labels are among them.
+fn inside(element: &mut XmlElement, labelled: bool, source: Option<&Source>, details: &Details) {
     if let Some(name) = &details.initiator {
         let mut iqn = XmlElement::new("iqn");
         iqn.attribute("name", name);
@@ -174,8 +191,10 @@ fn place(element: &mut XmlElement, source: &Source, details: &Details, index: Op
         initiator.child(&iqn);
         element.child(&initiator);
     }
-    element.slices(source);
-    if source.network().is_none() {
+    if let Some(source) = source {
+        element.slices(source);
+    }
+    if labelled {
         for label in &details.seclabels {
             let mut seclabel = XmlElement::new("seclabel");
             seclabel.attribute_if("model", label.model.as_deref());

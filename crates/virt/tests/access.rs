@@ -240,7 +240,7 @@ fn rules_for_apparmor_are_those_of_libvirts_helper() {
             })
             .collect();
         ours.sort();
-        let live = live::live(&document, &chains).unwrap();
+        let live = live::live(&document, &chains, catena_virt::Generation::V11).unwrap();
         assert_eq!(ours, helper(&live, folder.path()), "seed {seed}: {live}");
     }
 }

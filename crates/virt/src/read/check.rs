@@ -3,12 +3,23 @@
 use super::disk::missing;
 use super::element::{Element, Result};
 use crate::model::{Device, Disk, Encryption, Layer, Place};
+use crate::order;
 use catena::reference::{Location, Protocol, Source, Transport};
 use catena_format::Format;
 
 /// Fills in what libvirt fills in, and refuses what it refuses.
 pub(super) fn disk(disk: &mut Disk, element: Element<'_, '_>) -> Result<()> {
     let removable = matches!(disk.device, Device::Cdrom | Device::Floppy);
+    let stores = disk.layers.iter().filter_map(|layer| layer.data_store.as_deref());
+    let encryptions = disk
+        .layers
+        .iter()
+        .chain(stores)
+        .filter_map(|layer| layer.details.encryption.as_ref());
+    if encryptions.into_iter().any(|encryption| encryption.cipher) {
+        return Err(element.unsupported("supplying <cipher> for domain disk definition is unnecessary"));
+    }
+    let bus = order::bus(disk).map(str::to_owned);
     let Some(active) = disk.layers.first_mut() else {
         return Ok(());
     };
@@ -48,11 +59,30 @@ pub(super) fn disk(disk: &mut Disk, element: Element<'_, '_>) -> Result<()> {
         if !allowed {
             return Err(element.unsupported("disk device='lun' is only valid for block type disk source"));
         }
+        if let Some(bus) = bus.as_deref().filter(|bus| !matches!(*bus, "scsi" | "virtio")) {
+            return Err(element.unsupported(format!("disk device='lun' is not supported for bus='{bus}'")));
+        }
         if active.format.is_some_and(|format| format != Format::Raw) {
             return Err(element.unsupported("disk device 'lun' must use 'raw' format"));
         }
     } else if active.details.reservations.is_some() {
         return Err(element.unsupported("<reservations/> allowed only for lun devices"));
+    }
+    if disk.driver.discard_no_unref == Some(true) {
+        if active.format != Some(Format::Qcow2) {
+            return Err(element.unsupported("'discard_no_unref' only works with qcow2 disk format"));
+        }
+        if disk.readonly {
+            return Err(element.unsupported("'discard_no_unref' is not compatible with read-only disk"));
+        }
+    }
+    if disk.driver.copy_on_read && disk.readonly {
+        return Err(element.unsupported(format!(
+            "copy_on_read is not compatible with read-only disk '{target}'"
+        )));
+    }
+    if let (Device::Disk, true, Some(bus @ ("ide" | "sata"))) = (disk.device, disk.readonly, bus.as_deref()) {
+        return Err(element.unsupported(format!("readonly {bus} disks are not supported")));
     }
     if disk.transient.is_some() {
         if disk.readonly {
@@ -65,18 +95,16 @@ pub(super) fn disk(disk: &mut Disk, element: Element<'_, '_>) -> Result<()> {
             )));
         }
     }
-    if disk.shareable && active.format.is_some_and(|format| format != Format::Raw) {
+    let encrypted = active
+        .details
+        .encryption
+        .as_ref()
+        .is_some_and(|encryption| encryption.engine.as_deref() != Some("librbd"));
+    let several = !encrypted && active.format.is_none_or(|format| format == Format::Raw);
+    if disk.shareable && !disk.readonly && !several {
         return Err(element.unsupported(format!(
             "shared access for disk '{target}' requires use of supported storage format"
         )));
-    }
-    if disk.driver.discard_no_unref == Some(true) {
-        if active.format != Some(Format::Qcow2) {
-            return Err(element.unsupported("'discard_no_unref' only works with qcow2 disk format"));
-        }
-        if disk.readonly {
-            return Err(element.unsupported("'discard_no_unref' is not compatible with read-only disk"));
-        }
     }
     for (index, layer) in disk.layers.iter().enumerate() {
         let writable = index == 0 && !disk.readonly;

@@ -1,7 +1,7 @@
 //! A `<disk>`: what is the whole disk's, and the layers in it.
 
 use super::element::{Element, Result};
-use super::source;
+use super::{source, throttle};
 use crate::error::XmlErrorKind;
 use crate::limits::MAX_LAYERS;
 use crate::model::{
@@ -35,13 +35,6 @@ pub(super) fn read(element: Element<'_, '_>) -> Result<Disk> {
         }),
         None => None,
     };
-    let throttle = element
-        .child("throttlefilters")
-        .into_iter()
-        .flat_map(|filters| filters.children("throttlefilter"))
-        .filter_map(|filter| filter.attribute("group"))
-        .map(str::to_owned)
-        .collect();
     Ok(Disk {
         device,
         target: target.and_then(|target| target.filled("dev")).map(str::to_owned),
@@ -55,7 +48,7 @@ pub(super) fn read(element: Element<'_, '_>) -> Result<Disk> {
         readonly: device == Device::Cdrom || element.child("readonly").is_some(),
         shareable: element.child("shareable").is_some(),
         transient,
-        throttle,
+        throttle: throttle::filters(element)?,
         span: element.span(),
     })
 }

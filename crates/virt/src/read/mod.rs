@@ -7,6 +7,7 @@ mod element;
 mod network;
 mod security;
 mod source;
+mod throttle;
 
 use crate::error::{XmlError, XmlErrorKind};
 use crate::limits;
@@ -79,7 +80,11 @@ fn read(kind: Kind, root: Element<'_, '_>) -> Result<Document> {
         snapshot_disks: Vec::new(),
         volume: None,
         seclabels: Vec::new(),
+        throttle_groups: Vec::new(),
     };
+    if kind == Kind::Domain {
+        document.throttle_groups = throttle::groups(root)?;
+    }
     let elements: Vec<_> = match kind {
         Kind::Disk => vec![root],
         Kind::Domain => domain_disks(root),
@@ -90,8 +95,15 @@ fn read(kind: Kind, root: Element<'_, '_>) -> Result<Document> {
     for element in &elements {
         document.disks.push(disk::read(*element)?);
     }
-    for (disk, element) in document.disks.iter_mut().zip(&elements) {
+    for place in document.order() {
+        let (Some(disk), Some(element)) = (document.disks.get_mut(place), elements.get(place)) else {
+            continue;
+        };
         check::disk(disk, *element)?;
+        // A disk alone may be of a domain that has them.
+        if kind == Kind::Domain {
+            throttle::check(disk, *element, &document.throttle_groups)?;
+        }
     }
     match kind {
         Kind::Snapshot => {
@@ -165,6 +177,7 @@ fn volume(root: Element<'_, '_>) -> Result<Volume> {
     };
     let target = root.child("target");
     Ok(Volume {
+        block: root.attribute("type") == Some("block"),
         capacity,
         path: target
             .and_then(|target| target.child("path"))

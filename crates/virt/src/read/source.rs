@@ -75,6 +75,7 @@ fn place(source: Element<'_, '_>, kind: &str) -> Result<Place> {
                     pool: pool.to_owned(),
                     volume: volume.to_owned(),
                     mode: mode.map(str::to_owned),
+                    found: None,
                 },
                 (None, None) => Place::Empty,
                 _ => {
@@ -274,12 +275,44 @@ pub(super) fn encryption(element: Element<'_, '_>, outside: bool) -> Result<Encr
             None => return Err(secret.malformed("unknown volume encryption secret type")),
         }
     }
+    let cipher = if format.starts_with("luks") {
+        cipher(element)?
+    } else {
+        false
+    };
     Ok(Encryption {
         format: format.to_owned(),
         engine: engine.map(str::to_owned),
         secrets,
+        cipher,
         outside,
     })
+}
+
+/// Whether there is a `<cipher>`, which is for volumes that are to be made.
+fn cipher(element: Element<'_, '_>) -> Result<bool> {
+    let cipher = element.child("cipher");
+    if let Some(cipher) = cipher {
+        if cipher.attribute("name").is_none() {
+            return Err(cipher.malformed("cipher info missing 'name' attribute"));
+        }
+        let size = cipher.required("size")?;
+        let plain = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
+        if !plain || size.parse::<u32>().is_err() {
+            return Err(cipher.malformed(format!(
+                "Invalid value for attribute 'size' in element 'cipher': '{size}'. Expected non-negative integer value"
+            )));
+        }
+    }
+    if let Some(ivgen) = element.child("ivgen") {
+        if ivgen.attribute("name").is_none() {
+            return Err(ivgen.malformed("missing ivgen info name string"));
+        }
+        if cipher.is_none() {
+            return Err(ivgen.malformed("ivgen element found, but cipher is missing"));
+        }
+    }
+    Ok(cipher.is_some())
 }
 
 fn reservations(element: Element<'_, '_>) -> Result<Reservations> {
