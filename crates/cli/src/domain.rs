@@ -2,7 +2,8 @@
 
 use crate::error::CommandError;
 use catena::{Error, ErrorKind};
-use catena_virt::Document;
+use catena_virt::{Document, Generation, Volume};
+use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +14,45 @@ pub enum Definition {
     Current,
     /// What it starts with next time.
     Inactive,
+}
+
+/// The libvirt whose ways are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Version {
+    /// libvirt 11.3 beside QEMU 9 or later
+    #[default]
+    #[value(name = "11.3")]
+    V11,
+    /// libvirt 9.0
+    #[value(name = "9.0")]
+    V9,
+}
+
+impl From<Version> for Generation {
+    fn from(version: Version) -> Self {
+        match version {
+            Version::V11 => Self::V11,
+            Version::V9 => Self::V9,
+        }
+    }
+}
+
+/// Reads a document from a file, as [`read`] does, and has libvirt say where the volumes are that it names, if it is to be
+/// asked.
+pub fn read_with_volumes(path: &Path, connect: Option<&str>) -> Result<Document, CommandError> {
+    let mut document = read(path)?;
+    if connect.is_some() {
+        document.find_volumes(|pool, name| volume(connect, pool, name))?;
+    }
+    Ok(document)
+}
+
+/// What libvirt says of a volume.
+fn volume(connect: Option<&str>, pool: &str, volume: &str) -> Result<Option<Volume>, CommandError> {
+    let arguments = [format!("--pool={pool}"), format!("--vol={volume}")];
+    let text = virsh(connect, &["vol-dumpxml"], &arguments)?
+        .map_err(|said| Error::new(ErrorKind::NotFound, said))?;
+    Ok(parse(text, Path::new(volume))?.volume)
 }
 
 /// Reads a document from a file; `-` is standard input.
@@ -53,19 +93,20 @@ fn parse(text: String, from: &Path) -> Result<Document, CommandError> {
     })
 }
 
-/// Asks a running libvirt for a domain, through virsh.
-pub fn ask(connect: Option<&str>, name: &str, definition: Definition) -> Result<Document, CommandError> {
+/// Runs virsh: what it wrote, or its errors.
+fn virsh(
+    connect: Option<&str>,
+    command: &[&str],
+    arguments: &[String],
+) -> Result<Result<String, String>, CommandError> {
     let mut virsh = Command::new("virsh");
     virsh.arg("--quiet");
     if let Some(uri) = connect {
         virsh.args(["--connect", uri]);
     }
-    virsh.arg("dumpxml");
-    if definition == Definition::Inactive {
-        virsh.arg("--inactive");
-    }
     let output = virsh
-        .arg(format!("--domain={name}"))
+        .args(command)
+        .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
@@ -76,21 +117,31 @@ pub fn ask(connect: Option<&str>, name: &str, definition: Definition) -> Result<
             )
             .with_source(error)
         })?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let errors: Vec<_> = said
-            .lines()
-            .filter_map(|line| line.strip_prefix("error: "))
-            .collect();
-        let hint = format!("there is no file '{name}' either; --connect says which libvirt to ask");
-        return Err(Error::new(ErrorKind::NotFound, errors.join(": "))
-            .with_hint(hint)
-            .into());
+    if output.status.success() {
+        return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
     }
-    parse(
-        String::from_utf8_lossy(&output.stdout).into_owned(),
-        Path::new(name),
-    )
+    let said = String::from_utf8_lossy(&output.stderr);
+    let errors: Vec<_> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("error: "))
+        .collect();
+    Ok(Err(errors.join(": ")))
+}
+
+/// Asks a running libvirt for a domain, and where the volumes are that it names.
+pub fn ask(connect: Option<&str>, name: &str, definition: Definition) -> Result<Document, CommandError> {
+    let command: &[&str] = match definition {
+        Definition::Current => &["dumpxml"],
+        Definition::Inactive => &["dumpxml", "--inactive"],
+    };
+    let text = virsh(connect, command, &[format!("--domain={name}")])?.map_err(|said| {
+        let hint = format!("there is no file '{name}' either; --connect says which libvirt to ask");
+        Error::new(ErrorKind::NotFound, said).with_hint(hint)
+    })?;
+    let mut document = parse(text, Path::new(name))?;
+    // Of a disk whose volume is gone, that is said where its chain would stand.
+    document.find_volumes(|pool, name| Ok::<_, CommandError>(volume(connect, pool, name).ok().flatten()))?;
+    Ok(document)
 }
 
 /// Whether a domain runs.

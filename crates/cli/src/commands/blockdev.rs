@@ -2,14 +2,14 @@
 
 use super::show::domain::no_disk;
 use super::xml::chains;
-use crate::domain;
+use crate::domain::{self, Version};
 use crate::error::CommandError;
 use crate::output;
 use crate::target::{PolicyArgs, parse_format, warn_probed};
 use catena::detect::quoted;
 use catena::reference::{XmlElement, escape_xml};
 use catena::{Error, ErrorKind, Format, Start, detect};
-use catena_virt::blockdev::{self, Generation, Options, Tree};
+use catena_virt::blockdev::{self, Options, Tree};
 use catena_virt::{Document, numbered};
 use clap::ValueEnum;
 use serde_json::json;
@@ -45,6 +45,9 @@ pub struct Args {
     /// How to write it
     #[arg(long = "as", value_enum, default_value_t, value_name = "FORM")]
     form: Form,
+    /// The libvirt that knows the volumes of pools that the domain names
+    #[arg(long, value_name = "URI", requires = "domain")]
+    connect: Option<String>,
     /// Whose shapes: those of libvirt 11.3 or 9.0
     #[arg(long, value_enum, default_value_t, value_name = "VERSION")]
     libvirt: Version,
@@ -68,17 +71,6 @@ enum Form {
     StorageDaemon,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Version {
-    /// libvirt 11.3 beside QEMU 9 or later
-    #[default]
-    #[value(name = "11.3")]
-    V11,
-    /// libvirt 9.0
-    #[value(name = "9.0")]
-    V9,
-}
-
 fn parse_secret(text: &str) -> Result<(String, PathBuf), String> {
     // What a secret is used for may hold anything.
     text.rsplit_once('=')
@@ -90,7 +82,7 @@ fn parse_secret(text: &str) -> Result<(String, PathBuf), String> {
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.policy.load()?;
     let document = match (&args.domain, &args.target) {
-        (Some(file), _) => domain::read(file)?,
+        (Some(file), _) => domain::read_with_volumes(file, args.connect.as_deref())?,
         (None, target) => of_image(args, target.as_deref().unwrap_or(Path::new("")))?,
     };
     if let Some(name) = &args.disk
@@ -102,14 +94,16 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let wanted = |disk: &catena_virt::Disk| only.is_none_or(|only| only.span == disk.span);
     let chains = chains(&document, &policy, wanted)?;
     let options = Options {
-        generation: match args.libvirt {
-            Version::V11 => Generation::V11,
-            Version::V9 => Generation::V9,
-        },
+        generation: args.libvirt.into(),
         secrets: args.secret.iter().cloned().collect(),
     };
+    let mut running = numbered::number(&document, &chains, options.generation);
     let mut trees = Vec::new();
-    for (disk, running) in document.disks.iter().zip(numbered::number(&document, &chains)) {
+    for place in document.order() {
+        let Some(disk) = document.disks.get(place) else {
+            continue;
+        };
+        let running = running.get_mut(place).and_then(Option::take);
         match running {
             Some(running) if wanted(disk) => {
                 let refused =
@@ -128,11 +122,21 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         }
     }
     let mut out = output::stdout();
+    once(&mut trees);
     for tree in &trees {
         write(tree, args.form, &mut out)?;
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Leaves to the first disk what several need.
+fn once(trees: &mut [Tree]) {
+    let mut seen = Vec::new();
+    for tree in trees {
+        tree.objects.retain(|object| !seen.contains(object));
+        seen.extend(tree.objects.iter().cloned());
+    }
 }
 
 /// A document for an image alone, as a user would write it.

@@ -1,7 +1,7 @@
 //! `catena xml`: libvirt's XML, changed in place byte by byte, or as libvirt would show it.
 
 use super::show::domain::no_disk;
-use crate::domain;
+use crate::domain::{self, Version};
 use crate::error::CommandError;
 use crate::output;
 use crate::target::{PolicyArgs, parse_format};
@@ -36,9 +36,9 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Change {
     /// Write the layers that are detected; libvirt goes on looking below the last
-    Complete(Common),
+    Complete(Detected),
     /// Write the whole chain and its end, for a definition in which libvirt looks for nothing
-    Pin(Common),
+    Pin(Detected),
     /// Take the chain out, so that libvirt looks for it
     Strip(Common),
     /// Put an image below a layer, instead of what the XML has there
@@ -48,7 +48,7 @@ enum Change {
     /// Rewrite the paths in one folder to lie in another
     Relocate(Relocate),
     /// Show what libvirt shows while the guest runs: the chain with its index attributes
-    Live(Common),
+    Live(Live),
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,6 +63,31 @@ struct Common {
     in_place: bool,
     #[command(flatten)]
     policy: PolicyArgs,
+}
+
+/// For what looks at the images.
+#[derive(Debug, clap::Args)]
+struct Detected {
+    #[command(flatten)]
+    common: Common,
+    /// The libvirt that knows the volumes of pools that the document names
+    #[arg(long, value_name = "URI")]
+    connect: Option<String>,
+}
+
+impl Detected {
+    fn read(&self) -> Result<Document, CommandError> {
+        domain::read_with_volumes(&self.common.file, self.connect.as_deref())
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct Live {
+    #[command(flatten)]
+    detected: Detected,
+    /// Whose ways: those of libvirt 11.3 or 9.0
+    #[arg(long, value_enum, default_value_t, value_name = "VERSION")]
+    libvirt: Version,
 }
 
 #[derive(Debug, clap::Args)]
@@ -122,8 +147,8 @@ struct Relocate {
 /// Changes it.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     match &args.change {
-        Change::Complete(common) => fill_in(common, |edit, disk, chain| edit.complete(disk, chain)),
-        Change::Pin(common) => fill_in(common, |edit, disk, chain| edit.pin(disk, chain)),
+        Change::Complete(args) => fill_in(args, |edit, disk, chain| edit.complete(disk, chain)),
+        Change::Pin(args) => fill_in(args, |edit, disk, chain| edit.pin(disk, chain)),
         Change::Strip(common) => {
             let document = domain::read(&common.file)?;
             let mut edit = Edit::new(&document);
@@ -163,8 +188,9 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             }
             finish(edit, &args.file, args.in_place)
         }
-        Change::Live(common) => {
-            let document = domain::read(&common.file)?;
+        Change::Live(Live { detected, libvirt }) => {
+            let document = detected.read()?;
+            let common = &detected.common;
             let policy = common.policy.load()?;
             let wanted: Vec<_> = chosen(&document, common)?
                 .iter()
@@ -172,7 +198,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
                 .collect();
             // Numbers depend on all disks, whichever are shown.
             let chains = chains(&document, &policy, |disk| wanted.contains(&disk.span))?;
-            let text = live::live(&document, &chains)?;
+            let text = live::live(&document, &chains, (*libvirt).into())?;
             write(&text, &common.file, common.in_place)
         }
     }
@@ -198,10 +224,11 @@ pub fn chains(
 }
 
 fn fill_in(
-    common: &Common,
+    args: &Detected,
     fill: impl Fn(&mut Edit<'_>, &Disk, &Chain) -> Result<(), EditError>,
 ) -> Result<ExitCode, CommandError> {
-    let document = domain::read(&common.file)?;
+    let document = args.read()?;
+    let common = &args.common;
     let policy = common.policy.load()?;
     let mut edit = Edit::new(&document);
     for disk in chosen(&document, common)? {

@@ -63,7 +63,7 @@ pub struct Args {
     #[command(flatten)]
     policy: PolicyArgs,
     /// For the sake of other verbs' habit: nothing is locked anyway
-    #[arg(short = 'U', long = "force-share", hide = true)]
+    #[arg(short = 'U', long = "force-share", hide = true, conflicts_with = "domain")]
     _force_share: bool,
     /// How to show it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
