@@ -432,3 +432,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_image_that_another_move_led_elsewhere_meanwhile_stays_and_goes_back() {
+    for cross in [false, true] {
+        let folder = folder();
+        let other = elsewhere(&folder);
+        let target = match (&other, cross) {
+            (Some(other), true) => other.path().to_owned(),
+            _ => folder.file("there"),
+        };
+        std::fs::create_dir(folder.file("third")).unwrap();
+        let late = relocate::plan(
+            &into(&[folder.file("here/middle.qcow2")], &target),
+            &Policy::libvirt(),
+        )
+        .unwrap();
+        let expected = shown(&folder.file("top.qcow2"));
+        perform(&into(&[folder.file("here/base.qcow2")], &folder.file("third"))).unwrap();
+        let error = late.execute(&Policy::libvirt(), &Silent).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.full());
+        crate::lab::resume(&folder.file("here"), catena::ops::script::Direction::TakeBack).unwrap();
+        assert!(folder.file("here/middle.qcow2").exists() && !target.join("middle.qcow2").exists());
+        assert!(shown(&folder.file("top.qcow2")) == expected);
+        folder.img("check -q top.qcow2");
+    }
+}

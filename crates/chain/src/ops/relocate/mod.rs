@@ -19,7 +19,7 @@ use catena_engine::{Error, ErrorKind, Result};
 use catena_storage::{Hold, LocalFile, LockMode, OpenOptions, holders_of};
 use items::{Item, Kind, items, real_name};
 use leads::Leads;
-use references::{Change, Reached, change};
+use references::{Change, Reached, change, records};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -134,7 +134,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
             .map(|item| (item.old.clone(), item.new.clone()))
             .collect(),
         names: Vec::new(),
-        references: changes.others.clone(),
+        references: changes.others.iter().chain(&changes.expected).cloned().collect(),
         ends: Vec::new(),
         remarks: remarks(&forest, &leads),
         unknown: forest.errors,
@@ -154,6 +154,8 @@ struct Changes {
     copies: HashMap<PathBuf, Recorded>,
     /// Of images that stay where they are.
     others: Vec<Step>,
+    /// What images that move are to record before the old names go.
+    expected: Vec<Step>,
     /// How many images each file needs.
     depth: HashMap<PathBuf, usize>,
 }
@@ -191,6 +193,8 @@ impl Changes {
                     during: &new,
                     after: &new,
                 };
+                // What is copied is locked from then on, so what it records stays if it is still what the plan was made for.
+                changes.expect(&name, records(image, &name));
                 if let Some(change) = change(image, &reached, leads, policy)? {
                     changes.copies.insert(name, change.after);
                 }
@@ -198,6 +202,14 @@ impl Changes {
             changes.add_in_place(image, &here, leads, policy)?;
         }
         Ok(changes)
+    }
+
+    /// Has it looked at before the old names go: another move may have led an image elsewhere.
+    fn expect(&mut self, image: &Path, records: Option<Recorded>) {
+        self.expected.extend(records.map(|records| Step::Expect {
+            image: image.to_owned(),
+            records,
+        }));
     }
 
     /// An image that stays the same file, whatever names it has afterwards.
@@ -229,6 +241,9 @@ impl Changes {
             after,
         }) = change(image, &reached, leads, policy)?
         else {
+            if let Some(new) = new.first() {
+                self.expect(new, records(image, &now));
+            }
             return Ok(());
         };
         let relink = |image: &Path, from: &Recorded, to: &Recorded| Step::Relink {
@@ -243,6 +258,7 @@ impl Changes {
                 if during != old {
                     self.before.insert(name.clone(), relink(name, &old, &during));
                 }
+                self.expect(new, Some(during.clone()));
                 if after != during {
                     self.after.insert(name.clone(), relink(new, &during, &after));
                 }

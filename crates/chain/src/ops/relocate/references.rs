@@ -114,6 +114,16 @@ pub(super) fn change(
     Ok(Some(change))
 }
 
+/// What an image records now, where it is one that others could be led to by rewriting that.
+pub(super) fn records(image: &Image, path: &Path) -> Option<Recorded> {
+    let names_others = image.header.backing.is_some() || image.header.data_file.is_some();
+    if !names_others || image.header.format != Format::Qcow2 || image.format() == Format::Raw {
+        return None;
+    }
+    let file = LocalFile::open(path, &OpenOptions::new().lock(LockMode::None)).ok()?;
+    Recorded::read(&file).ok()
+}
+
 /// The format for which the backing image of an image that records none is taken, if that may be believed.
 fn believed(image: &Path, policy: &Policy) -> Option<String> {
     let chain = detect(&Start::at(image, Some(Format::Qcow2)), policy);

@@ -55,10 +55,22 @@ pub(super) struct Copied {
     pub copy: Seen,
 }
 
+/// An open file that is unlocked when it is let go. Closing it would not do while a child of this process, in the instant before it
+/// becomes another program, has it open too.
+#[derive(Debug)]
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // There is nothing to be done about what cannot be unlocked.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// The journal of a script that is not finished, locked.
 #[derive(Debug)]
 pub struct Journal {
-    file: File,
+    file: Locked,
     path: PathBuf,
     id: String,
     pub(super) script: Script,
@@ -102,7 +114,7 @@ impl Journal {
         let file = openat(CWD, &path, flags, Mode::from_raw_mode(0o600))
             .map_err(|error| failed(error, "create the journal", &path))?;
         let mut journal = Self {
-            file: file.into(),
+            file: Locked(file.into()),
             path,
             id,
             script: script.clone(),
@@ -118,7 +130,7 @@ impl Journal {
     }
 
     fn begin(&mut self) -> Result<()> {
-        lock(&self.file, &self.path)?;
+        lock(&self.file.0, &self.path)?;
         let head = Head {
             version: VERSION,
             id: self.id.clone(),
@@ -148,18 +160,19 @@ impl Journal {
             Errno::LOOP => refused(path, "it is a symbolic link"),
             error => failed(error, "open", path),
         })?;
-        let mut file = File::from(file);
+        let file = File::from(file);
         check_trust(&file, path)?;
         lock(&file, path)?;
+        let mut file = Locked(file);
         let cannot = |error: std::io::Error| {
             Error::from(catena_storage::Error::from_io(error, "read").with_path(path))
         };
-        let stat = fstat(&file).map_err(|error| failed(error, "read", path))?;
+        let stat = fstat(&file.0).map_err(|error| failed(error, "read", path))?;
         if stat.st_nlink == 0 {
             return Err(Error::new(ErrorKind::NotFound, "its operation has just ended").with_path(path));
         }
         let mut bytes = Vec::new();
-        (&file).take(MOST + 1).read_to_end(&mut bytes).map_err(cannot)?;
+        (&file.0).take(MOST + 1).read_to_end(&mut bytes).map_err(cannot)?;
         if bytes.len() as u64 > MOST {
             return Err(Error::new(ErrorKind::TooLarge, "no journal is as large as this").with_path(path));
         }
@@ -169,12 +182,12 @@ impl Journal {
             .rposition(|byte| *byte == b'\n')
             .map_or(0, |at| at + 1);
         bytes.truncate(written);
-        ftruncate(&file, written as u64).map_err(|error| failed(error, "write to", path))?;
-        file.seek(SeekFrom::End(0)).map_err(cannot)?;
+        ftruncate(&file.0, written as u64).map_err(|error| failed(error, "write to", path))?;
+        file.0.seek(SeekFrom::End(0)).map_err(cannot)?;
         Self::parse(file, path, &bytes)
     }
 
-    fn parse(file: File, path: &Path, bytes: &[u8]) -> Result<Self> {
+    fn parse(file: Locked, path: &Path, bytes: &[u8]) -> Result<Self> {
         let bad = |error: serde_json::Error| {
             Error::new(ErrorKind::Corrupt, "it is no journal of this program")
                 .with_path(path)
@@ -302,10 +315,10 @@ impl Journal {
     fn write(&mut self, mut line: Vec<u8>) -> Result<()> {
         line.push(b'\n');
         let path = &self.path;
-        self.file.write_all(&line).map_err(|error| {
+        self.file.0.write_all(&line).map_err(|error| {
             Error::from(catena_storage::Error::from_io(error, "write to").with_path(path))
         })?;
-        fdatasync(&self.file).map_err(|error| failed(error, "flush", path))
+        fdatasync(&self.file.0).map_err(|error| failed(error, "flush", path))
     }
 
     /// Removes it: everything is done, or nothing is.

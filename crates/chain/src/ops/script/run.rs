@@ -144,6 +144,10 @@ impl<'a> Run<'a> {
             }),
             Step::Rename { from, to, file } => rename(from, to, *file),
             Step::Relink { image, from, to } => relink(image, from, to),
+            Step::Expect { image, records } => match recorded(image)? {
+                now if now == *records => Ok(()),
+                now => Err(records_another(image, &now)),
+            },
             Step::Stream {
                 image,
                 base,
@@ -225,15 +229,14 @@ impl<'a> Run<'a> {
             },
             Step::Relink { image, from, to } => {
                 // Without a lock: what was never made is not undone, and whoever uses the image may go on.
-                let file = LocalFile::open(image, &OpenOptions::new().lock(LockMode::None))?;
-                let now = Recorded::read(&file).map_err(|error| error.with_path(image))?;
+                let now = recorded(image)?;
                 if now == *from || (may_be_unmade && now != *to) {
                     return Ok(());
                 }
                 relink(image, to, from)
             }
             // It shows what it did, and holds more of it itself.
-            Step::Stream { .. } => Ok(()),
+            Step::Stream { .. } | Step::Expect { .. } => Ok(()),
             Step::Replace { file, from, to } => match self.replace(number, file, to, from) {
                 Err(error) if may_be_unmade && error.kind() == ErrorKind::Conflict => Ok(()),
                 result => result,
@@ -465,6 +468,17 @@ fn supplant(from: &Path, to: &Path, file: FileId, old: FileId) -> Result<()> {
     files::rename_over(from, to)
 }
 
+/// What an image records, whoever uses it.
+fn recorded(image: &Path) -> Result<Recorded> {
+    let file = LocalFile::open(image, &OpenOptions::new().lock(LockMode::None))?;
+    Recorded::read(&file).map_err(|error| error.with_path(image))
+}
+
+fn records_another(image: &Path, now: &Recorded) -> Error {
+    let message = format!("somebody else has changed what it records: {now}");
+    Error::new(ErrorKind::Conflict, message).with_path(image)
+}
+
 /// Changes what an image records, under a lock that excludes every other user.
 fn relink(image: &Path, from: &Recorded, to: &Recorded) -> Result<()> {
     let options = OpenOptions::new().write(true).lock(LockMode::Write);
@@ -475,11 +489,7 @@ fn relink(image: &Path, from: &Recorded, to: &Recorded) -> Result<()> {
         return Ok(());
     }
     if now != *from {
-        return Err(Error::new(
-            ErrorKind::Conflict,
-            format!("somebody else has changed what it records: {now}"),
-        )
-        .with_path(image));
+        return Err(records_another(image, &now));
     }
     to.write(&file).map_err(|error| error.with_path(image))
 }

@@ -72,6 +72,13 @@ pub enum Step {
         /// What it shall record.
         to: Recorded,
     },
+    /// Nothing is done, if a qcow2 image still records what it did when the script was written; else the script stops.
+    Expect {
+        /// The image.
+        image: PathBuf,
+        /// What it is to record.
+        records: Recorded,
+    },
     /// What lower layers hold is pulled up into a qcow2 image: [`super::super::stream`].
     Stream {
         /// The image.
@@ -151,7 +158,7 @@ impl Step {
             | Self::Copy { from, to, .. }
             | Self::Rename { from, to, .. }
             | Self::Supplant { from, to, .. } => (from, Some(to), None),
-            Self::Relink { image, .. } => (image, None, None),
+            Self::Relink { image, .. } | Self::Expect { image, .. } => (image, None, None),
             Self::Stream { image, base, .. } => (image, base.as_ref(), None),
             Self::Commit { image, top, base, .. } => (image, Some(top), Some(base)),
             Self::Replace { file, .. } => (file, None, None),
@@ -185,6 +192,9 @@ impl fmt::Display for Step {
             }
             Self::Rename { from, to, .. } => write!(f, "rename '{}' to '{}'", from.display(), to.display()),
             Self::Relink { image, to, .. } => write!(f, "have '{}' record {to}", image.display()),
+            Self::Expect { image, records } => {
+                write!(f, "see that '{}' records {records} still", image.display())
+            }
             Self::Stream {
                 image, base: None, ..
             } => {
