@@ -5,8 +5,8 @@
 //! namespace of its own, where the folders in which it keeps its state are others: it meets no libvirt of the machine's
 //! and no other test's, and ends when the test is killed.
 //!
-//! QEMU is the real one as well, but what is on other hosts it does not look for ([`emulator`]): such a guest starts, and
-//! libvirt shows it, as if the servers were there.
+//! QEMU is the real one as well, but what is on other hosts it does not look for: such a guest starts, and libvirt shows
+//! it, as if the servers were there.
 //!
 //! ```no_run
 //! # let image = std::path::Path::new("");
