@@ -14,6 +14,8 @@ pub enum Definition {
     Current,
     /// What it starts with next time.
     Inactive,
+    /// The same with the passwords in it, so that it can be defined anew.
+    Whole,
 }
 
 /// The libvirt whose ways are followed.
@@ -133,12 +135,9 @@ pub fn ask(connect: Option<&str>, name: &str, definition: Definition) -> Result<
     let command: &[&str] = match definition {
         Definition::Current => &["dumpxml"],
         Definition::Inactive => &["dumpxml", "--inactive"],
+        Definition::Whole => &["dumpxml", "--inactive", "--security-info"],
     };
-    let text = virsh(connect, command, &[format!("--domain={name}")])?.map_err(|said| {
-        let hint = format!("there is no file '{name}' either; --connect says which libvirt to ask");
-        Error::new(ErrorKind::NotFound, said).with_hint(hint)
-    })?;
-    let mut document = parse(text, Path::new(name))?;
+    let mut document = parse(asked(connect, command, name)?, Path::new(name))?;
     // Of a disk whose volume is gone, that is said where its chain would stand.
     document.find_volumes(|pool, name| Ok::<_, CommandError>(volume(connect, pool, name).ok().flatten()))?;
     Ok(document)
@@ -149,4 +148,24 @@ pub fn runs(document: &Document) -> bool {
     // libvirt numbers what runs.
     let root = document.text().split_once("<domain").map_or("", |(_, rest)| rest);
     root.split('>').next().is_some_and(|tag| tag.contains(" id="))
+}
+
+/// What virsh answers to a command about a domain.
+pub fn asked(connect: Option<&str>, command: &[&str], name: &str) -> Result<String, CommandError> {
+    let said = virsh(connect, command, &[format!("--domain={name}")])?;
+    Ok(said.map_err(|said| {
+        let hint = format!("there is no file '{name}' either; --connect says which libvirt to ask");
+        Error::new(ErrorKind::NotFound, said).with_hint(hint)
+    })?)
+}
+
+/// Has libvirt know a domain by this document.
+pub fn define(connect: Option<&str>, text: &str) -> Result<(), CommandError> {
+    let cannot = |error| Error::new(ErrorKind::Io, "cannot pass the document to virsh").with_source(error);
+    // It may have passwords in it: nobody else may read a temporary file.
+    let mut file = tempfile::NamedTempFile::new().map_err(cannot)?;
+    std::io::Write::write_all(&mut file, text.as_bytes()).map_err(cannot)?;
+    let file = format!("--file={}", file.path().display());
+    virsh(connect, &["define"], &[file])?.map_err(|said| Error::new(ErrorKind::Conflict, said))?;
+    Ok(())
 }

@@ -319,14 +319,18 @@ fn same_file(one: Option<&Path>, other: Option<&Path>) -> bool {
 }
 
 /// What is wrong with overlays that a snapshot names and that exist: they are to be reused, and libvirt does not look what
-/// they record.
-pub fn snapshot_disagreements(document: &Document, policy: &Policy) -> Vec<(String, Finding)> {
+/// they record. `domain` is the document with the domain's disks, which may be the snapshot's own.
+pub fn snapshot_disagreements(
+    snapshot: &Document,
+    domain: &Document,
+    policy: &Policy,
+) -> Vec<(String, Finding)> {
     let mut found = Vec::new();
-    for snapshot in &document.snapshot_disks {
+    for snapshot in &snapshot.snapshot_disks {
         let Some(source) = snapshot.layer.as_ref().and_then(XmlLayer::source) else {
             continue;
         };
-        let Some(base) = document
+        let Some(base) = domain
             .disk(&snapshot.name)
             .and_then(Disk::active)
             .and_then(XmlLayer::source)

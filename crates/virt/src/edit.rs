@@ -303,6 +303,65 @@ impl<'a> Edit<'a> {
         Ok(count)
     }
 
+    /// Puts an overlay over a disk's active layer. Where the document says more of that than a header does, or of what is below,
+    /// it is said as the overlay's `<backingStore>` from then on; else libvirt finds it in the headers.
+    ///
+    /// # Errors
+    ///
+    /// Where the disk has no image, or a layer cannot be said in XML.
+    pub fn put_over(&mut self, disk: &Disk, overlay: &Source, format: Format) -> Result<()> {
+        let active = layer(disk, 0)?;
+        checked(overlay, format)?;
+        let details = &active.details;
+        let below = match (disk.layers.get(1), &disk.below) {
+            (Some(below), _) => Some(below.spans.element.clone()),
+            (None, Below::Closed(span)) => Some(span.clone()),
+            (None, Below::Unsaid) => None,
+        };
+        if below.is_some() || active.data_store.is_some() || !details.seclabels.is_empty() {
+            let mut lowered = active.clone();
+            // That is said of a drive, not of a layer.
+            lowered.details.startup_policy = None;
+            let text = write::given_backing_store(&lowered, write::Indices::default(), None);
+            self.around_below(active, below, &text)?;
+        }
+        let same_type = active.type_name() == overlay.type_name();
+        if same_type && active.data_store.is_none() {
+            self.replace_source(active, overlay)?;
+        } else {
+            let (Some(kind), Some(_)) = (&active.spans.kind, &active.spans.source) else {
+                return refuse("the disk has no <source> or type that could be changed");
+            };
+            let mut raised = active.clone();
+            raised.place = crate::model::Place::Image(overlay.clone());
+            raised.data_store = None;
+            raised.details.reservations = None;
+            let text = write::given_source(&raised, write::Indices::default()).finish();
+            if !same_type {
+                self.splice(kind.clone(), overlay.type_name().to_owned());
+            }
+            self.rewrite_source(active, &text);
+        }
+        self.replace_format(disk, active, format)
+    }
+
+    /// Puts a written `<backingStore>` around what stands below the active layer, which keeps every byte.
+    fn around_below(&mut self, active: &XmlLayer, below: Option<Range<usize>>, text: &str) -> Result<()> {
+        const CLOSE: &str = "</backingStore>";
+        let Some(below) = below else {
+            return self.behind_source(active, text);
+        };
+        let fitted = self.fitted(active, text);
+        let Some(open) = fitted.trim().strip_suffix(CLOSE) else {
+            return refuse("the layer has nothing that could stand in a <backingStore>");
+        };
+        let line = indent(self.document.text(), below.start).map(|indent| format!("\n{indent}"));
+        let line = line.unwrap_or_default();
+        self.splice(below.start..below.start, format!("{}{line}", open.trim_end()));
+        self.splice(below.end..below.end, format!("{line}{CLOSE}"));
+        Ok(())
+    }
+
     /// Replaces a layer's whole `<source>` by one that is written already.
     pub(crate) fn rewrite_source(&mut self, layer: &XmlLayer, text: &str) {
         if let Some(span) = layer.spans.source.clone() {

@@ -5,7 +5,7 @@
 //! layers and headers the rest; [`disagreements`] is what XML says that the images' headers do not. [`edit`] changes a
 //! document and keeps every byte that the change is not about; [`live`] writes it as libvirt has it while its guest runs;
 //! [`blockdev`] is the nodes that libvirt gives QEMU, and [`access`] who may then open which file; [`volume`](mod@volume) is
-//! an image as a storage pool shows it.
+//! an image as a storage pool shows it; [`snapshot`] is external snapshots of a domain's disks.
 //!
 //! What holds: nothing here writes, but [`access::change`], what it was told to. XML is hostile until it is read: no document
 //! type, no entity but XML's own five, and bounds on size, nesting and attributes ([`limits`]).
@@ -23,6 +23,7 @@ mod model;
 pub mod numbered;
 mod order;
 mod read;
+pub mod snapshot;
 mod throttle;
 pub mod volume;
 mod volumes;

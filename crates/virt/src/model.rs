@@ -97,6 +97,8 @@ pub struct Disk {
     pub shareable: bool,
     /// `<transient/>`.
     pub transient: Option<Transient>,
+    /// `snapshot`: how it takes part in snapshots, where that is said.
+    pub snapshot: Option<crate::snapshot::Mode>,
     /// The groups of `<throttlefilters>`, in order.
     pub throttle: Vec<String>,
     /// The whole element in the text.
@@ -380,6 +382,13 @@ impl Document {
     /// The text that was read.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The text of the document's element, without what stands before and behind it.
+    pub fn root(&self) -> &str {
+        let root = roxmltree::Document::parse(&self.text).ok();
+        let range = root.map(|root| root.root_element().range());
+        range.and_then(|range| self.text.get(range)).unwrap_or_default()
     }
 
     /// The disk of a target's name, or of its active layer's path.

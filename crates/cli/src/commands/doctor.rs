@@ -23,7 +23,7 @@ const CYAN: Style = AnsiColor::Cyan.on_default().bold();
 const GREEN: Style = AnsiColor::Green.on_default().bold();
 
 /// Exit status where there is nothing worse than warnings.
-const WARNINGS: u8 = 3;
+pub(super) const WARNINGS: u8 = 3;
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
@@ -263,7 +263,8 @@ fn counts<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
     }
 }
 
-fn write_finding(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
+/// Writes a finding: what is wrong, what comes of it, what cures it.
+pub(super) fn write_finding(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
     let style = match finding.severity {
         Severity::Error => RED,
         Severity::Warning => YELLOW,

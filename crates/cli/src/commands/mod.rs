@@ -44,6 +44,9 @@ pub mod resume;
 pub mod rm;
 pub mod show;
 pub mod snapshot;
+mod snapshot_domain;
+mod snapshot_request;
+pub mod snapshot_xml;
 pub mod stream;
 pub mod tour;
 pub mod tree;
@@ -119,7 +122,7 @@ pub enum Command {
     Resize(resize::Args),
     /// Change options of an image that exists
     Amend(amend::Args),
-    /// List, take, go back to and delete internal snapshots
+    /// List, take, go back to and delete internal snapshots; take external ones of a whole domain
     Snapshot(snapshot::Args),
     /// List and change persistent bitmaps
     Bitmap(bitmap::Args),
@@ -133,6 +136,8 @@ pub enum Command {
     Xml(xml::Args),
     /// Print what libvirt gives QEMU for a disk: -blockdev and its likes
     Blockdev(blockdev::Args),
+    /// Print libvirt's <domainsnapshot> of an external snapshot, or look at one
+    SnapshotXml(snapshot_xml::Args),
     /// Print an image as libvirt's storage pools show it
     VolumeXml(volume_xml::Args),
     /// Tell what libvirt grants of a chain's files and whether QEMU's user can open them, and make it so
@@ -190,6 +195,7 @@ impl Command {
             Self::Bench(args) => bench::run(args),
             Self::Xml(args) => xml::run(args),
             Self::Blockdev(args) => blockdev::run(args),
+            Self::SnapshotXml(args) => snapshot_xml::run(args),
             Self::VolumeXml(args) => volume_xml::run(args),
             Self::Access(args) => access::run(args),
             Self::QemuImg(args) => Ok(qemu_img::run(args)),

@@ -1,7 +1,8 @@
-//! `catena snapshot`: internal snapshots of an image.
+//! `catena snapshot`: internal snapshots of an image, and external ones of a domain.
 
 use super::change::{ChangeArgs, ChildrenArgs};
 use super::info::{ShownSnapshot, snapshot_rows};
+use super::snapshot_domain;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::target::{ImageArgs, TargetArgs};
@@ -24,11 +25,26 @@ Examples:
   catena snapshot list vm.qcow2
   catena snapshot apply vm.qcow2 before-upgrade
   catena snapshot delete vm.qcow2 before-upgrade
-  catena convert vm.qcow2 before.qcow2 --snapshot before-upgrade")]
+  catena convert vm.qcow2 before.qcow2 --snapshot before-upgrade
+
+With --domain, all disks of a domain that does not run get an overlay each, all
+or none, and then the domain stands on them. It shows its guest the same at
+every instant; where that was stopped, the same command finishes it.
+
+  catena snapshot --domain vm.xml --name monday
+  catena snapshot --domain vm --name monday --disk vdb,snapshot=no
+      the domain that libvirt knows by that name")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true
+)]
 pub struct Args {
     /// What to do
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
+    #[command(flatten)]
+    domain: snapshot_domain::DomainArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -86,7 +102,10 @@ struct Delete {
 
 /// Does it.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    match &args.what {
+    let Some(what) = &args.what else {
+        return snapshot_domain::run(&args.domain);
+    };
+    match what {
         What::List(list) => print(list),
         What::Create(create) => {
             refuse_same_name(create)?;

@@ -251,6 +251,7 @@ impl Disk {
             readonly: false,
             shareable: false,
             transient: None,
+            snapshot: None,
             throttle: Vec::new(),
             span: 0..0,
         }

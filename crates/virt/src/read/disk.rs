@@ -7,6 +7,7 @@ use crate::limits::MAX_LAYERS;
 use crate::model::{
     Below, CacheMode, Device, Discard, Disk, Driver, Layer, Mirror, Place, Spans, Transient, Zeroes,
 };
+use crate::snapshot::Mode;
 use catena_format::Format;
 
 pub(super) fn read(element: Element<'_, '_>) -> Result<Disk> {
@@ -17,7 +18,7 @@ pub(super) fn read(element: Element<'_, '_>) -> Result<Disk> {
         Some("lun") => Device::Lun,
         _ => Device::Disk,
     };
-    element.choice("snapshot", &["default", "no", "internal", "external", "manual"])?;
+    let snapshot = element.choice("snapshot", &["default", "no", "internal", "external", "manual"])?;
     let mut top = active(element, kind)?;
     let driver = read_driver(element, &mut top)?;
     let mut layers = vec![top];
@@ -48,6 +49,7 @@ pub(super) fn read(element: Element<'_, '_>) -> Result<Disk> {
         readonly: device == Device::Cdrom || element.child("readonly").is_some(),
         shareable: element.child("shareable").is_some(),
         transient,
+        snapshot: snapshot.and_then(Mode::from_libvirt),
         throttle: throttle::filters(element)?,
         span: element.span(),
     })

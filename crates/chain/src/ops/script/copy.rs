@@ -104,7 +104,7 @@ pub(super) fn keep_all(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<(
 }
 
 /// Gives a file the owner, mode and extended attributes of another, as far as this user may.
-pub(super) fn keep_attributes(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {
+pub(in crate::ops) fn keep_attributes(from: &impl AsFd, to: &impl AsFd) -> rustix::io::Result<()> {
     let stat = fstat(from)?;
     let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     // Who may not give it away keeps it, as with any copy; the group perhaps can be kept alone.

@@ -130,14 +130,14 @@ pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Gives a file the name of another, which goes.
-pub(super) fn rename_over(from: &Path, to: &Path) -> Result<()> {
+pub(in crate::ops) fn rename_over(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to)
         .map_err(|error| Error::from(catena_storage::Error::from_io(error, "rename").with_path(to)))?;
     Ok(sync_directory_of(to)?)
 }
 
 /// Takes a name away, if it is there.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(in crate::ops) fn remove(path: &Path) -> Result<()> {
     match unlinkat(CWD, path, AtFlags::empty()) {
         Ok(()) => Ok(sync_directory_of(path)?),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),

@@ -14,8 +14,9 @@ mod recorded;
 mod run;
 mod step;
 
-pub(super) use files::set_modified;
+pub(super) use copy::keep_attributes;
 pub use files::{FileId, is_part};
+pub(super) use files::{remove, rename_over, set_modified};
 pub use journal::{Journal, find};
 pub use recorded::Recorded;
 pub use step::Step;

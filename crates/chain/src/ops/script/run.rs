@@ -8,6 +8,7 @@ use super::super::choice::LayerChoice;
 use super::super::commit;
 use super::super::copy::Moving;
 use super::super::observer::{Observer, Silent};
+use super::super::replaced::Replacement;
 use super::super::stream;
 use super::files::{self, FileId, Seen, another};
 use super::journal::{Copied, Journal};
@@ -21,9 +22,6 @@ use catena_engine::{Error, ErrorKind, Result};
 use catena_format::Format;
 use catena_storage::{LocalFile, LockMode, OpenOptions};
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A script being performed or taken back.
@@ -349,31 +347,10 @@ impl<'a> Run<'a> {
     }
 
     fn replace(&self, number: usize, path: &Path, from: &str, to: &str) -> Result<()> {
-        let cannot = |error, what| Error::from(catena_storage::Error::from_io(error, what).with_path(path));
         let part = files::part_of(path, self.journal.id(), number);
-        files::remove(&part)?;
-        let old = File::open(path).map_err(|error| cannot(error, "open"))?;
-        let text = std::fs::read(path).map_err(|error| cannot(error, "read"))?;
-        if text == to.as_bytes() {
-            return Ok(());
-        }
-        if text != from.as_bytes() {
-            return Err(
-                Error::new(ErrorKind::Conflict, "somebody else has changed it meanwhile").with_path(path),
-            );
-        }
-        // Nobody else may look into it before it has its owner and mode.
-        let mut options = std::fs::OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(0o600);
-        let mut new = options
-            .open(&part)
-            .map_err(|error| cannot(error, "create beside"))?;
-        new.write_all(to.as_bytes())
-            .map_err(|error| cannot(error, "write to"))?;
-        copy::keep_attributes(&old, &new).map_err(|error| files::failed(error, "write to", path))?;
-        new.sync_all().map_err(|error| cannot(error, "flush"))?;
+        let replacement = Replacement::prepare(path, part, from, to)?;
         self.observer.check()?;
-        files::rename_over(&part, path)
+        replacement.publish()
     }
 
     fn delete(&mut self, path: &Path, file: FileId, kept: Option<&Path>) -> Result<()> {

@@ -159,7 +159,7 @@ fn show(disk: &Disk, document: &Document, policy: &Policy, from: &Path) -> Shown
         Ok(chain) => {
             let mut shown = Shown::of(&chain, policy, from);
             let findings = disagreements(disk, &chain, policy);
-            let reused = snapshot_disagreements(document, policy)
+            let reused = snapshot_disagreements(document, document, policy)
                 .into_iter()
                 .filter(|(name, _)| disk.target.as_ref() == Some(name))
                 .map(|(_, finding)| finding);
