@@ -282,6 +282,12 @@ codes! {
     BaseWritable = "base-writable",
     /// A backing image was written later than its overlay.
     BaseNewer = "base-newer",
+    /// The backing image is not the one its overlay's stamp is of.
+    BaseChanged = "base-changed",
+    /// The backing image was touched, but is the one its overlay's stamp is of.
+    BaseTouched = "base-touched",
+    /// The overlay's stamp is of another backing image than it records.
+    StampOfAnotherBase = "stamp-of-another-base",
     /// The backing image is not the one its overlay was made for.
     ParentChanged = "parent-changed",
     /// Somebody has the image open.

@@ -4,6 +4,7 @@ use super::acl::Acl;
 use super::{Code, Cure, Examination, Severity};
 use crate::chain::Layer;
 use crate::detect::quoted;
+use crate::stamp::{Stamped, judge};
 use rustix::fs::{Mode, Stat, fstat};
 use std::time::Duration;
 
@@ -13,7 +14,10 @@ const MOMENT: Duration = Duration::from_secs(1);
 pub(super) fn check(examination: &mut Examination<'_>, number: usize, overlay: &Layer, backing: &Layer) {
     size(examination, number, overlay, backing);
     identity(examination, number, overlay, backing);
-    age(examination, number, overlay, backing);
+    // Stamps tell it better than times.
+    if !stamp(examination, number, overlay, backing) {
+        age(examination, number, overlay, backing);
+    }
     writable(examination, number + 1, overlay, backing);
 }
 
@@ -83,6 +87,62 @@ fn identity(examination: &mut Examination<'_>, number: usize, overlay: &Layer, b
             Cure::advice("find the image that the overlay was made over, or restore the backing image from a backup"),
         );
     }
+}
+
+/// Whether the overlay's stamp says anything of its backing image.
+fn stamp(examination: &mut Examination<'_>, number: usize, overlay: &Layer, backing: &Layer) -> bool {
+    let at = (number, overlay.name());
+    let name = backing.name();
+    let renewal = || Cure::command(["catena".into(), "stamp".into(), overlay.word()]);
+    match judge(overlay, backing) {
+        Stamped::Not | Stamped::Unknown(_) => return false,
+        Stamped::Same => {}
+        Stamped::Touched => examination.find(
+            Code::BaseTouched,
+            Severity::Note,
+            at,
+            format!(
+                "the backing image '{name}' was written, copied or moved since the overlay was made on it, and is the same by its \
+                 fingerprint"
+            ),
+            "each use of the overlay looks at the fingerprint again, which takes a few milliseconds",
+            renewal().saying("a new stamp saves that"),
+        ),
+        Stamped::Emptied(differences) => examination.find(
+            Code::BaseTouched,
+            Severity::Note,
+            at,
+            format!("the backing image '{name}' is not what it was: {differences}; but the overlay holds nothing yet"),
+            "the guest sees the backing image as it is now",
+            renewal().saying("if that is right"),
+        ),
+        Stamped::OtherReference => examination.find(
+            Code::StampOfAnotherBase,
+            Severity::Warning,
+            at,
+            format!("the overlay's stamp is of another image than '{name}': a program that knows no stamps put it on this one"),
+            "nobody will notice if the backing image changes; if the reference is wrong, the guest sees a mixture of two disks",
+            renewal().saying("if the reference is right"),
+        ),
+        Stamped::Changed(differences) => examination.find(
+            Code::BaseChanged,
+            Severity::Error,
+            at,
+            format!("the backing image '{name}' is not the one that the overlay was made on: {differences}"),
+            "what the overlay holds does not fit it: the guest's file systems are damaged, or will be",
+            Cure::command([
+                "catena".into(),
+                "stamp".into(),
+                "--accept-base".into(),
+                overlay.word(),
+            ])
+            .saying(
+                "restore the backing image from a backup, or find the right one with 'catena heal'; only if it was changed on \
+                 purpose and the guest sees what it shall, accept it",
+            ),
+        ),
+    }
+    true
 }
 
 fn age(examination: &mut Examination<'_>, number: usize, overlay: &Layer, backing: &Layer) {

@@ -39,6 +39,7 @@ pub mod replaced;
 pub mod resize;
 pub mod script;
 pub mod snapshot;
+pub mod stamp;
 pub mod stream;
 mod together;
 mod unsynced;

@@ -324,25 +324,26 @@ impl Chain {
     /// # Errors
     /// [`ErrorKind::BaseChanged`], unless the policy accepts it.
     pub fn check_bases(&self, from_layer: usize) -> Result<()> {
+        (from_layer..self.layers.len()).try_for_each(|layer| self.check_base(layer))
+    }
+
+    /// The same of one overlay alone.
+    pub(crate) fn check_base(&self, layer: usize) -> Result<()> {
         if self.changed_base != ChangedBase::Refuse {
             return Ok(());
         }
-        for (overlay, base) in self
-            .layers
-            .iter()
-            .zip(self.layers.iter().skip(1))
-            .skip(from_layer)
-        {
-            if let Stamped::Changed(differences) = judge(overlay, base) {
-                return Err(changed(overlay, base, differences));
-            }
+        match (self.layers.get(layer), self.layers.get(layer + 1)) {
+            (Some(overlay), Some(base)) => match judge(overlay, base) {
+                Stamped::Changed(differences) => Err(changed(overlay, base, differences)),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
 /// The error that a base is not what it was.
-pub(crate) fn changed(overlay: &Layer, base: &Layer, differences: Differences) -> Error {
+fn changed(overlay: &Layer, base: &Layer, differences: Differences) -> Error {
     Error::new(
         ErrorKind::BaseChanged,
         format!(

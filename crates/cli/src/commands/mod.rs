@@ -47,6 +47,7 @@ pub mod snapshot;
 mod snapshot_domain;
 mod snapshot_request;
 pub mod snapshot_xml;
+pub mod stamp;
 pub mod stream;
 pub mod tour;
 pub mod tree;
@@ -110,6 +111,8 @@ pub enum Command {
     Rename(rename::Args),
     /// Finish what was cut off, or take it back
     Resume(resume::Args),
+    /// Have overlays know what they stand on, and hold them against it
+    Stamp(stamp::Args),
     /// Tell whether two disks show their guests the same
     Compare(compare::Args),
     /// Tell where two disks show their guests something else
@@ -183,6 +186,7 @@ impl Command {
             Self::Move(args) => move_to::run(args),
             Self::Rename(args) => rename::run(args),
             Self::Resume(args) => resume::run(args),
+            Self::Stamp(args) => stamp::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Diff(args) => diff::run(args),
             Self::Measure(args) => measure::run(args),
