@@ -22,6 +22,7 @@ pub mod diff;
 pub mod fork;
 pub mod gc;
 pub mod hash;
+pub mod heal;
 pub mod input;
 pub mod keep;
 mod line;

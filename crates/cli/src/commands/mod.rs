@@ -25,6 +25,7 @@ pub mod fork;
 pub mod gc;
 pub mod hash;
 pub mod import;
+pub mod heal;
 pub mod info;
 pub mod man;
 pub mod map;
@@ -111,6 +112,8 @@ pub enum Command {
     Rename(rename::Args),
     /// Finish what was cut off, or take it back
     Resume(resume::Args),
+    /// Find what images have lost, and have them record where it is
+    Heal(heal::Args),
     /// Have overlays know what they stand on, and hold them against it
     Stamp(stamp::Args),
     /// Tell whether two disks show their guests the same
@@ -186,6 +189,7 @@ impl Command {
             Self::Move(args) => move_to::run(args),
             Self::Rename(args) => rename::run(args),
             Self::Resume(args) => resume::run(args),
+            Self::Heal(args) => heal::run(args),
             Self::Stamp(args) => stamp::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Diff(args) => diff::run(args),

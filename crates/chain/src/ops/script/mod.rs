@@ -25,6 +25,7 @@ use super::observer::Observer;
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use run::Run;
+pub(super) use run::relink as record;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt;

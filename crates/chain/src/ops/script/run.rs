@@ -457,7 +457,7 @@ fn records_another(image: &Path, now: &Recorded) -> Error {
 }
 
 /// Changes what an image records, under a lock that excludes every other user.
-fn relink(image: &Path, from: &Recorded, to: &Recorded) -> Result<()> {
+pub(crate) fn relink(image: &Path, from: &Recorded, to: &Recorded) -> Result<()> {
     let options = OpenOptions::new().write(true).lock(LockMode::Write);
     let file = LocalFile::open(image, &options)
         .map_err(|error| in_use(error.into(), "stop it first: an image in use is not written"))?;
