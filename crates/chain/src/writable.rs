@@ -97,10 +97,23 @@ impl Layer {
         sharing: Sharing,
         through: Through<'_>,
     ) -> Result<Writable> {
+        self.open_prepared(reserved, below, sharing, through, &|_| Ok(()))
+    }
+
+    /// The same, with something done to the image's file before it is opened as an image.
+    pub(crate) fn open_prepared(
+        &self,
+        reserved: &Reserved,
+        below: &[Layer],
+        sharing: Sharing,
+        through: Through<'_>,
+        prepare: &dyn Fn(&dyn Storage) -> Result<()>,
+    ) -> Result<Writable> {
         let path = self.path().unwrap_or(Path::new("")).to_owned();
         let file = through(reserved.file.clone());
         let storage = Arc::clone(&file);
         let named = |error: Error| error.with_path(&path);
+        prepare(&*file).map_err(named)?;
         let (disk, qcow2): (Arc<dyn WritableDisk>, _) = match self.format {
             Format::Raw | Format::Iso => {
                 let image = match self.source.slice {

@@ -218,7 +218,6 @@ proptest! {
             base: base.clone().map(LayerChoice::Path),
             moving: Moving::default(),
             compressed,
-            overlays: Vec::new(),
             dated: None,
         };
         interrupted(

@@ -382,7 +382,6 @@ fn our_own_changes_of_a_reference_renew_the_stamp_but_accept_no_changed_base() {
         base,
         moving: Moving::default(),
         compressed: false,
-        overlays: Vec::new(),
         dated: None,
     };
     let plan = stream::plan(&pull(Some(LayerChoice::Index(2))), &policy).unwrap();
@@ -516,4 +515,72 @@ fn a_stamp_knows_the_data_file_of_a_base() {
     assert_eq!(stamped(&folder, "top"), Stamped::Same);
     folder.io("raw", "data", &["write -P 7 0 4k"]);
     assert!(is_changed(&folder, "top"));
+}
+
+#[test]
+fn what_rewrites_a_layer_and_keeps_its_view_keeps_the_stamps_of_all_that_stand_on_it() {
+    let policy = Policy::libvirt();
+    let start = |folder: &Folder, name: &str| Start::at(folder.path().join(name), Some(Format::Qcow2));
+    let family = || {
+        let folder = pair(Format::Qcow2);
+        age(&folder, "top", 100);
+        overlay(&folder, "middle", "top", Format::Qcow2, &|_| {});
+        folder.io("qcow2", "middle", &["write -P 5 2M 64k"]);
+        age(&folder, "middle", 50);
+        for name in ["child", "other"] {
+            overlay(&folder, name, "middle", Format::Qcow2, &|_| {});
+            folder.io("qcow2", name, &["write -P 6 3M 64k"]);
+        }
+        folder
+    };
+    let pull = |folder: &Folder, base| {
+        let request = stream::Request {
+            start: start(folder, "middle"),
+            base,
+            moving: Moving::default(),
+            compressed: false,
+            dated: None,
+        };
+        stream::plan(&request, &policy).unwrap().execute(&Silent).unwrap();
+    };
+    let stay = |folder: &Folder, what: &str| {
+        for name in ["child", "other"] {
+            assert_eq!(stamped(folder, name), Stamped::Touched, "{what}");
+            assert!(chain_of(folder, name).open(Sharing::Locked).is_ok());
+        }
+        folder.img("check -q -f qcow2 middle");
+    };
+    let folder = family();
+    pull(&folder, Some(LayerChoice::Index(2)));
+    stay(&folder, "stream");
+    pull(&folder, None);
+    stay(&folder, "stream again");
+    // Somebody else writes it: it is another image, whatever it was.
+    folder.io("qcow2", "middle", &["write -P 7 30M 64k"]);
+    assert!(is_changed(&folder, "child"));
+
+    let folder = family();
+    let request = rebase::Request {
+        start: start(&folder, "middle"),
+        backing: Some(NewBacking {
+            name: "base".to_owned(),
+            format: Format::Qcow2,
+        }),
+        moving: Moving::default(),
+        compressed: false,
+    };
+    rebase::plan(&request, &policy).unwrap().execute(&Silent).unwrap();
+    stay(&folder, "rebase");
+
+    let folder = family();
+    let request = commit::Request {
+        start: start(&folder, "child"),
+        top: LayerChoice::Index(1),
+        base: Some(LayerChoice::Index(2)),
+        after: After::Empty,
+        children: OtherChildren::default(),
+        moving: Moving::default(),
+    };
+    commit::plan(&request, &policy).unwrap().execute(&Silent).unwrap();
+    stay(&folder, "commit");
 }

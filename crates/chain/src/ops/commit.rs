@@ -10,16 +10,16 @@ use super::choice::LayerChoice;
 use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::{Observer, Silent};
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
-use super::relink::{NewBacking, change_stamp, changeable_header, reference_to, set_backing};
+use super::relink::{NewBacking, change_header, change_stamp, changeable_header, reference_to, set_backing};
 use super::view::{View, first_difference_within};
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::{ChangedBase, Policy};
-use crate::stamp::{self, Renewal};
+use crate::stamp::{self, Renewal, lineage};
 use crate::writable::{Reserved, Through, plainly};
 use catena_engine::qcow2::{CheckOptions, metadata};
-use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
+use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, StorageBytes, Unmap};
 use catena_format::qcow2::Header;
 use catena_storage::{LocalFile, Storage, sync_directory_of};
 use std::fmt;
@@ -77,19 +77,13 @@ pub struct Plan {
     held: Option<Held>,
 }
 
-/// The layers whose stamps say nothing of the layer below them as long as that is written: of the base, and of the highest layer
-/// where it is emptied.
-fn stamps_at_stake(chain: &Chain, (top, base): (usize, usize), after: After) -> Vec<usize> {
-    let over_top = top.checked_sub(1).filter(|_| after == After::Empty);
+/// The layer whose stamp says nothing of the base as long as that is written; none where it has no stamp.
+fn stamp_at_stake(chain: &Chain, base: usize) -> Option<usize> {
     let known = chain.changed_base != ChangedBase::Ignore;
-    let stamped = |index: &usize| {
+    base.checked_sub(1).filter(|index| {
         let header = chain.layers.get(*index).and_then(|layer| layer.header.as_ref());
         known && header.is_some_and(|header| header.stamp().is_some())
-    };
-    { base.checked_sub(1).into_iter() }
-        .chain(over_top)
-        .filter(stamped)
-        .collect()
+    })
 }
 
 /// The locks of what is read and written, from the plan to the end: nothing that was looked at can change between.
@@ -98,8 +92,8 @@ struct Held {
     /// The files of the layers that are put on the base.
     relinked: Vec<LocalFile>,
     emptied: Option<LocalFile>,
-    /// The layers whose stamps are suspended meanwhile, and their files.
-    suspended: Vec<(usize, LocalFile)>,
+    /// The layer whose stamp is suspended meanwhile, and its file.
+    suspended: Option<(usize, LocalFile)>,
     base: Reserved,
     /// What the committed layers show.
     view: View,
@@ -126,12 +120,12 @@ impl Held {
             (After::Empty, Some(file)) => Some(file.clone()),
             (After::Keep | After::Delete, _) => None,
         };
-        let suspended = { stamps_at_stake(chain, (top, base), after).into_iter() }
+        let suspended = stamp_at_stake(chain, base)
             .map(|index| match &emptied {
                 Some(file) if index == top => Ok((index, file.clone())),
-                _ => Ok((index, reserve(index)?.file)),
+                _ => Ok::<_, Error>((index, reserve(index)?.file)),
             })
-            .collect::<Result<Vec<_>>>()?;
+            .transpose()?;
         // What we have locked for writing cannot be locked against writers.
         let is_ours = |index: usize| {
             (index == top && emptied.is_some())
@@ -419,13 +413,11 @@ impl Plan {
             (Some(_), Some(same)) => Some(Arc::clone(same)),
             (file, _) => file.clone().map(through),
         };
-        let suspended: Vec<_> = { suspended.iter().cloned() }
-            .map(|(index, file)| match &emptied {
-                Some(emptied) if index == self.top => (index, Arc::clone(emptied)),
-                _ => (index, through(file)),
-            })
-            .collect();
-        for (_, file) in &suspended {
+        let suspended = suspended.clone().map(|(index, file)| match &emptied {
+            Some(emptied) if index == self.top => (index, Arc::clone(emptied)),
+            _ => (index, through(file)),
+        });
+        if let Some((_, file)) = &suspended {
             change_stamp(&**file, |header| Ok(header.stamp().map(stamp::suspended)))?;
         }
         if let Some(size) = self.grows_to {
@@ -458,12 +450,25 @@ impl Plan {
         }
         match (self.after, &emptied) {
             (After::Delete, _) if self.top == 0 => delete_files(self.layer(0)?)?,
-            (After::Empty, Some(top)) => metadata::empty(&**top, &CheckOptions::default())?,
+            (After::Empty, Some(top)) => self.empty(&**top)?,
             _ => {}
         }
-        suspended
-            .iter()
-            .try_for_each(|(index, file)| self.stamp_again(*index, &**file))
+        suspended.map_or(Ok(()), |(index, file)| self.stamp_again(index, &*file))
+    }
+
+    /// Empties the highest layer, which shows what it did by way of the base.
+    fn empty(&self, file: &dyn Storage) -> Result<()> {
+        let top = self.layer(self.top)?;
+        lineage::begin(&self.chain, top, file)?;
+        metadata::empty(file, &CheckOptions::default())?;
+        if Header::read(&StorageBytes::new(file)?)?.lineage().is_none() {
+            return Ok(());
+        }
+        change_header(file, |old| {
+            let mut new = old.clone();
+            lineage::end(top, &mut new);
+            Ok(new)
+        })
     }
 
     /// Ends the suspension of a layer's stamp: a new one where the chain goes on through it, the old one, which tells on it, where it
@@ -472,7 +477,7 @@ impl Plan {
         let goes_on = match self.after {
             After::Delete => return Ok(()),
             After::Keep => true,
-            After::Empty => index < self.top || self.base == self.top + 1,
+            After::Empty => self.base == self.top + 1,
         };
         let old = self.layer(index)?.header.as_ref().and_then(Header::stamp);
         let below = self.layer(index + 1)?;

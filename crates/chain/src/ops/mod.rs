@@ -53,7 +53,6 @@ pub use copy::Moving;
 pub use input::{Concatenated, Input, Part};
 pub use line::{MOST_THREADS, processors};
 pub use observer::{Observer, Silent};
-pub(crate) use relink::change_stamp;
 pub use unsynced::Unsynced;
 
 use std::path::{Path, PathBuf};

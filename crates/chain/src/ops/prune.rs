@@ -194,7 +194,6 @@ fn merge(chain: &Chain, points: &[Point], going: Range<usize>, policy: &Policy) 
             base: base.map(|base| LayerChoice::Path(base.path.clone())),
             moving: Moving::default(),
             compressed: false,
-            overlays: Vec::new(),
             dated: None,
         },
         policy,
@@ -210,7 +209,6 @@ fn merge(chain: &Chain, points: &[Point], going: Range<usize>, policy: &Policy) 
     let mut steps = vec![Step::Stream {
         image: upper.path.clone(),
         base: base.map(|base| base.path.clone()),
-        overlays: above.iter().map(|above| above.path.clone()).collect(),
         dated: above.map(|_| since_1970(upper.time.into())),
     }];
     steps.extend(deletions(points.get(going).unwrap_or_default())?);
@@ -268,10 +266,6 @@ fn commit_into_base(
             to: upper.path.clone(),
             file: FileId::of(&last.path)?,
             old: FileId::of(&upper.path)?,
-            overlays: { kept.checked_sub(1).and_then(|above| points.get(above)) }
-                .iter()
-                .map(|above| above.path.clone())
-                .collect(),
         },
     ];
     let between = points

@@ -8,16 +8,16 @@ use super::convert::copy_differences;
 use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::Observer;
 use super::pieces::bytes_to_copy;
-use super::relink::{NewBacking, changeable_header, check_no_loop, is_same_backing, resolve, set_backing};
+use super::relink::{NewBacking, changeable_header, check_no_loop, is_same_backing, resolve, set_backing_of};
 use super::view::{Pair, View};
 use crate::chain::{Chain, End, Layer, Link};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use crate::stamp::Renewal;
+use crate::stamp::{Renewal, lineage};
 use crate::writable::{Reserved, Through, plainly};
 use catena_engine::{Error, ErrorKind, Result, Unmap};
-use catena_storage::LocalFile;
+use catena_storage::{LocalFile, Storage};
 use std::fmt;
 
 /// What to rebase.
@@ -148,7 +148,8 @@ impl Plan {
                 old,
                 new,
             } => {
-                let writable = image.open_reserved(reserved, below, Sharing::Locked, through)?;
+                let prepare = |file: &dyn Storage| lineage::begin(&self.chain, image, file);
+                let writable = image.open_prepared(reserved, below, Sharing::Locked, through, &prepare)?;
                 let old_size = below.first().and_then(Layer::virtual_size).unwrap_or_default();
                 let zeros = match self.moving.sparse {
                     0 => Zeros::WriteBehind(old_size, Unmap::Allow),
@@ -176,7 +177,7 @@ impl Plan {
             Held::Same(_) => Renewal::follow(&self.chain),
             Held::Compared { .. } => Renewal::anew(&self.chain, self.base.active()),
         };
-        set_backing(&*file, self.backing.as_ref(), renewal)
+        set_backing_of(image, &*file, self.backing.as_ref(), renewal)
     }
 }
 

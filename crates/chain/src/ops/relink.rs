@@ -11,7 +11,7 @@ use crate::detect::{Start, detect, quoted};
 use crate::open::Sharing;
 use crate::policy::Policy;
 use crate::reference::{Reading, Reference, Source};
-use crate::stamp::{Held, Renewal};
+use crate::stamp::{Held, Renewal, lineage};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::qcow2::rewrite::{self, Write};
 use catena_format::qcow2::{Autoclear, BackingName, Extension, Header, Incompatible, Stamp};
@@ -231,8 +231,30 @@ pub(super) fn set_backing(
     })
 }
 
+/// The same of an image that was rewritten for it, and shows what it did.
+pub(super) fn set_backing_of(
+    image: &Layer,
+    file: &dyn Storage,
+    backing: Option<&NewBacking>,
+    renewal: Renewal<'_>,
+) -> Result<()> {
+    change_header(file, |old| {
+        let mut new = changed(old, backing)?;
+        renewal.apply(old, &mut new);
+        lineage::end(image, &mut new);
+        Ok(new)
+    })
+}
+
+/// Whether an extension more has room in an image's first cluster, with some left for what other programs write there.
+pub(crate) fn has_room(old: &Header, new: &Header) -> bool {
+    const LEAST: u64 = 4096;
+    let len = new.encode().map_or(u64::MAX, |bytes| bytes.len() as u64);
+    old.cluster_bits.size() >= LEAST && len.saturating_mul(2) <= old.cluster_bits.size()
+}
+
 /// Rewrites the header of an open image, which the caller has locked. Tables are not moved.
-pub(super) fn change_header(
+pub(crate) fn change_header(
     file: &dyn Storage,
     change: impl FnOnce(&Header) -> Result<Header>,
 ) -> Result<()> {

@@ -94,13 +94,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         copied += what_it_takes_in(&image, base.as_ref(), policy)?;
         // What others stand on is what the disk was at one time.
         let dated = overlay.is_needed().then(|| since_1970(overlay.modified));
-        let overlays = going.above(overlay)?;
-        steps.push(Step::Stream {
-            image,
-            base,
-            overlays,
-            dated,
-        });
+        steps.push(Step::Stream { image, base, dated });
     }
     let when = Timestamp::now().strftime(TRASH_TIME).to_string();
     let mut folders = BTreeSet::new();
@@ -203,18 +197,6 @@ impl<'a> Going<'a> {
             .collect())
     }
 
-    /// The images that stand on one that stays, and stay too.
-    fn above(&self, image: &Image) -> Result<Vec<PathBuf>> {
-        let overlays = image
-            .overlays
-            .iter()
-            .filter(|number| !self.numbers.contains(number));
-        overlays
-            .filter_map(|number| self.forest.images().get(*number))
-            .map(|overlay| absolute(overlay.path()))
-            .collect()
-    }
-
     fn refusal(&self, number: usize, image: &Image, users: &[usize]) -> Error {
         let all = self.forest.dependents(number);
         let mut names: Vec<_> = users
@@ -278,7 +260,6 @@ fn what_it_takes_in(image: &Path, base: Option<&PathBuf>, policy: &Policy) -> Re
         base: base.cloned().map(LayerChoice::Path),
         moving: Moving::default(),
         compressed: false,
-        overlays: Vec::new(),
         dated: None,
     };
     Ok(stream::plan(&request, policy)?.to_copy())

@@ -7,18 +7,18 @@ use super::choice::LayerChoice;
 use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::Observer;
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
-use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
+use super::relink::{NewBacking, changeable_header, reference_to, set_backing_of};
 use super::script::set_modified;
 use super::view::View;
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::policy::Policy;
-use crate::stamp::{Overlays, Renewal};
+use crate::stamp::{Renewal, lineage};
 use crate::writable::{Reserved, Through, plainly};
 use catena_engine::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, Unmap};
+use catena_storage::Storage;
 use std::fmt;
-use std::path::PathBuf;
 
 /// What to pull up.
 #[derive(Clone, Debug)]
@@ -31,8 +31,6 @@ pub struct Request {
     pub moving: Moving,
     /// Whether what is copied is compressed.
     pub compressed: bool,
-    /// Images that stand on this one, beside those in its folder: their stamps are taken anew, for it is not the same file any more.
-    pub overlays: Vec<PathBuf>,
     /// When the image was written last, as seconds and nanoseconds since 1970, where it still stands for that time. It is dated a second later, so that whoever
     /// compares times to find out what to copy sees that it has changed.
     pub dated: Option<(i64, u32)>,
@@ -48,7 +46,6 @@ pub struct Plan {
     to_copy: u64,
     moving: Moving,
     compressed: bool,
-    overlays: Vec<PathBuf>,
     dated: Option<(i64, u32)>,
     /// The locks from the plan to the end, so that nothing that was looked at can change between: of the image, which is written,
     /// and of what it shows. Nothing where nothing is to do.
@@ -91,7 +88,6 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         to_copy,
         moving: request.moving.clone(),
         compressed: request.compressed,
-        overlays: request.overlays.clone(),
         dated: request.dated,
         held,
         chain,
@@ -150,8 +146,8 @@ impl Plan {
             .layers
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no image"))?;
-        let overlays = Overlays::suspend(&self.chain, &self.overlays)?;
-        let writable = image.open_reserved(reserved, below, Sharing::Locked, through)?;
+        let prepare = |file: &dyn Storage| lineage::begin(&self.chain, image, file);
+        let writable = image.open_prepared(reserved, below, Sharing::Locked, through, &prepare)?;
         let copy = Copy {
             source: &**view.disk(),
             target: &**writable.disk(),
@@ -172,11 +168,11 @@ impl Plan {
         let file = writable.finish()?;
         observer.check()?;
         let renewal = Renewal::anew(&self.chain, self.chain.layers.get(self.kept));
-        set_backing(&*file, self.backing.as_ref(), renewal)?;
-        if let (Some((seconds, rest)), Some(path)) = (self.dated, image.path()) {
-            set_modified(path, (seconds.saturating_add(1), rest))?;
+        set_backing_of(image, &*file, self.backing.as_ref(), renewal)?;
+        match (self.dated, image.path()) {
+            (Some((seconds, rest)), Some(path)) => set_modified(path, (seconds.saturating_add(1), rest)),
+            _ => Ok(()),
         }
-        overlays.renew(image)
     }
 }
 

@@ -98,6 +98,11 @@ impl Age {
 }
 
 impl Facts {
+    /// The three fingerprints, as a stamp has them.
+    pub fn parts(&self) -> [Fingerprint; 3] {
+        [self.layout, self.tables, self.content]
+    }
+
     /// Looks at a layer: at all of it, or at what there was of it when a stamp was taken.
     pub fn of(layer: &Layer, then: Option<&Stamp>) -> Result<Self> {
         let files = Files::of(layer)?;

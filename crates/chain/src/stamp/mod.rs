@@ -9,7 +9,7 @@
 //! A fingerprint is of samples: that it is the same does not prove that nothing changed. `stamp --full` and `--check --full` do.
 
 mod fingerprint;
-mod overlays;
+pub(crate) mod lineage;
 
 use crate::chain::{Chain, Layer};
 use crate::policy::ChangedBase;
@@ -18,7 +18,7 @@ use catena_format::Bytes;
 use catena_format::qcow2::{Header, L1Entry, Layout, Stamp};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage};
 use fingerprint::{Age, Facts};
-pub(crate) use overlays::Overlays;
+use lineage::Kin;
 use std::fmt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -219,6 +219,14 @@ pub fn judge(overlay: &Layer, base: &Layer) -> Stamped {
         Ok(Some(differences)) => differences,
         Err(error) => return Stamped::Unknown(error.full()),
     };
+    match lineage::kin(base, stamp) {
+        Some(Kin::Same) => return Stamped::Touched,
+        Some(Kin::UnderWay) => {
+            let why = "it is being rewritten, or that was cut off: the same command finishes it";
+            return Stamped::Unknown(why.to_owned());
+        }
+        None => {}
+    }
     if !own {
         return Stamped::OtherReference;
     }

@@ -192,7 +192,6 @@ impl Case {
                     base: base.map(|name| LayerChoice::Path(lab.path(name))),
                     moving,
                     compressed: *compressed,
-                    overlays: Vec::new(),
                     dated: None,
                 };
                 stream::plan(&request, &policy)?.execute_through(through, unwatched())

@@ -90,7 +90,6 @@ fn every_step(folder: &Path) -> Script {
         Step::Stream {
             image: at("leaf.qcow2"),
             base: None,
-            overlays: Vec::new(),
             dated: None,
         },
         Step::Delete {

@@ -47,7 +47,6 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             base: None,
             moving: args.moving.moving(),
             compressed: args.compress,
-            overlays: Vec::new(),
             dated: None,
         };
         let plan = stream::plan(&request, &policy)?;

@@ -46,7 +46,6 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         base: args.base.clone(),
         moving: args.moving.moving(),
         compressed: args.compress,
-        overlays: Vec::new(),
         dated: None,
     };
     let plan = stream::plan(&request, &args.image.policy_to_read(args.change.is_quiet())?)?;

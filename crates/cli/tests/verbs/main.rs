@@ -15,6 +15,7 @@ mod housekeeping;
 mod insides;
 mod moves;
 mod questions;
+mod stamps;
 
 use common::{Answer, Images};
 use rustix::process::{Pid, Signal, kill_process};

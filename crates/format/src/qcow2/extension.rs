@@ -1,5 +1,6 @@
 //! Header extensions: typed where they are known, kept word for word where they are not.
 
+use super::lineage::{self, Lineage};
 use super::raw;
 use super::stamp::{self, Stamp};
 use crate::error::{Error, Result};
@@ -32,6 +33,8 @@ pub enum Extension {
     DataFile(Vec<u8>),
     /// What the image knows of its backing image: Catena's own, not of the specification.
     Stamp(Box<Stamp>),
+    /// By which the image is known again after it was rewritten: Catena's own, too.
+    Lineage(Box<Lineage>),
     /// Anything else, and known types whose data is not of the form the specification gives.
     Unknown {
         /// The extension type.
@@ -139,6 +142,7 @@ impl Extension {
                     length: u64::from_be_bytes(*length),
                 })
             }
+            lineage::KIND => Lineage::parse(data).map(|lineage| Self::Lineage(Box::new(lineage))),
             stamp::KIND => Stamp::parse(data).map(|stamp| Self::Stamp(Box::new(stamp))),
             _ => None,
         }
@@ -153,6 +157,7 @@ impl Extension {
             Self::CryptoHeader { .. } => CRYPTO_HEADER,
             Self::DataFile(_) => DATA_FILE,
             Self::Stamp(_) => stamp::KIND,
+            Self::Lineage(_) => lineage::KIND,
             Self::Unknown { kind, .. } => *kind,
         }
     }
@@ -171,6 +176,7 @@ impl Extension {
             .to_vec(),
             Self::CryptoHeader { offset, length } => [offset.to_be_bytes(), length.to_be_bytes()].concat(),
             Self::Stamp(stamp) => stamp.encode(),
+            Self::Lineage(lineage) => lineage.encode(),
         }
     }
 

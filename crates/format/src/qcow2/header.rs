@@ -602,9 +602,13 @@ impl Fixed {
 impl Header {
     /// What the extensions must agree on among themselves and with the fixed fields.
     pub(super) fn check_extensions(&self) -> Result<()> {
-        // QEMU knows no stamps, so it opens an image that has two.
-        let known =
-            |extension: &&Extension| !matches!(extension, Extension::Unknown { .. } | Extension::Stamp(_));
+        // QEMU knows nothing of ours, so it opens an image that has two of one.
+        let known = |extension: &&Extension| {
+            !matches!(
+                extension,
+                Extension::Unknown { .. } | Extension::Stamp(_) | Extension::Lineage(_)
+            )
+        };
         for (i, extension) in self
             .extensions
             .iter()

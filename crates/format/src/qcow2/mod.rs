@@ -4,7 +4,7 @@
 //! * [`Layout`]: how L1 and L2 entries are read and written, from the few header fields that decide it.
 //! * [`refcount`]: how refcounts are held.
 //! * [`snapshot`], [`bitmap`]: the tables of internal snapshots and persistent bitmaps.
-//! * [`stamp`]: what an overlay knows of its backing image, in an extension of Catena's own.
+//! * [`stamp`], [`lineage`]: what an overlay knows of its backing image, and how that is known again; extensions of Catena's own.
 //! * [`create`]: the bytes of a new image. [`rewrite`]: how a header changes without a moment of danger.
 
 pub mod bitmap;
@@ -13,6 +13,7 @@ pub mod extension;
 pub mod feature;
 pub mod header;
 pub mod layout;
+pub mod lineage;
 
 mod raw;
 pub mod refcount;
@@ -26,6 +27,7 @@ pub use extension::{BitmapsExtension, Extension, FeatureName, FeatureType};
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{BackingName, ClusterBits, Compression, CryptMethod, Header, Version};
 pub use layout::{Cluster, L1Entry, Layout};
+pub use lineage::Lineage;
 pub use refcount::RefcountWidth;
 pub use snapshot::{Record as SnapshotRecord, Snapshot};
 pub use stamp::Stamp;

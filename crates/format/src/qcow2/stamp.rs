@@ -81,9 +81,14 @@ impl Stamp {
         .to_vec()
     }
 
+    /// The three fingerprints.
+    pub fn parts(&self) -> [Fingerprint; 3] {
+        [self.layout, self.tables, self.content]
+    }
+
     /// Whether both have the same fingerprints: they are of one image, or of a copy of it.
     pub fn same_base(&self, other: &Self) -> bool {
-        (self.layout, self.tables, self.content) == (other.layout, other.tables, other.content)
+        self.parts() == other.parts()
     }
 }
 

@@ -14,10 +14,11 @@ use super::files::{self, FileId, Seen, another};
 use super::journal::{Copied, Journal};
 use super::recorded::Recorded;
 use super::{Step, copy};
+use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::open::in_use;
 use crate::policy::Policy;
-use crate::stamp::Overlays;
+use crate::stamp::lineage;
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::Format;
 use catena_storage::{LocalFile, LockMode, OpenOptions};
@@ -146,17 +147,11 @@ impl<'a> Run<'a> {
                 now if now == *records => Ok(()),
                 now => Err(records_another(image, &now)),
             },
-            Step::Stream {
-                image,
-                base,
-                overlays,
-                dated,
-            } => self.stream(&stream::Request {
+            Step::Stream { image, base, dated } => self.stream(&stream::Request {
                 start: Start::at(image, Some(Format::Qcow2)),
                 base: base.clone().map(LayerChoice::Path),
                 moving: Moving::default(),
                 compressed: false,
-                overlays: overlays.clone(),
                 dated: *dated,
             }),
             Step::Commit {
@@ -169,18 +164,9 @@ impl<'a> Run<'a> {
                 self.journal.set_begun(number)?;
                 plan.execute(self.observer)
             }
-            Step::Supplant {
-                from,
-                to,
-                file,
-                old,
-                overlays,
-            } => {
+            Step::Supplant { from, to, file, old } => {
                 self.journal.set_begun(number)?;
-                let chain = detect(&Start::at(to, Some(Format::Qcow2)), self.policy);
-                let stamps = Overlays::suspend(&chain, overlays)?;
-                supplant(from, to, *file, *old)?;
-                chain.active().map_or(Ok(()), |image| stamps.renew(image))
+                supplant(from, to, *file, *old)
             }
             Step::Replace { file, from, to } => self.replace(number, file, from, to),
             Step::Delete { path, file, kept } => self.delete(path, *file, kept.as_deref()),
@@ -438,6 +424,11 @@ fn supplant(from: &Path, to: &Path, file: FileId, old: FileId) -> Result<()> {
             .map_err(|error| in_use(error.into(), "stop it first: an image in use is not replaced"))
     };
     let (stays, goes) = (alone(from, true)?, alone(to, false)?);
+    // Those that stand on the one that goes have the stamp of that.
+    let images = [from, to].map(|path| detect(&Start::at(path, Some(Format::Qcow2)), &Policy::libvirt()));
+    if let [Some(image), Some(other)] = images.each_ref().map(Chain::active) {
+        lineage::inherit(image, other, &stays)?;
+    }
     let (stays, goes) = (stays.opened()?, goes.opened()?);
     copy::keep_all(&goes, &stays).map_err(|error| files::failed(error, "write to", from))?;
     let (seconds, rest) = Seen::of(to)?.modified;

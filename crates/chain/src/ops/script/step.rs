@@ -85,9 +85,6 @@ pub enum Step {
         image: PathBuf,
         /// The layer it stands on afterwards; none where `None`.
         base: Option<PathBuf>,
-        /// Images that stand on it, beside those in its folder.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        overlays: Vec<PathBuf>,
         /// The time that it stands for, if it does.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dated: Option<(i64, u32)>,
@@ -114,9 +111,6 @@ pub enum Step {
         file: FileId,
         /// The file that goes.
         old: FileId,
-        /// Images that stand on it, beside those in its folder.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        overlays: Vec<PathBuf>,
     },
     /// A text file gets another text, at once and whole; mode and owner stay.
     Replace {

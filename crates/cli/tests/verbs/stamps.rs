@@ -1,0 +1,187 @@
+//! Stamps, and images that have moved.
+
+use super::{Images, done, failed};
+use serde_json::json;
+
+/// base.qcow2 <- monday.qcow2 <- tuesday.qcow2, each made by us.
+fn family() -> Images {
+    let images = Images::new();
+    images.img("create -q -f qcow2 base.qcow2 16M");
+    images.io("qcow2", "base.qcow2", &["write -P 1 0 2M"]);
+    for (name, base) in [("monday", "base"), ("tuesday", "monday")] {
+        done(
+            &images,
+            &format!("create {name}.qcow2 --backing {base}.qcow2 -F qcow2"),
+        );
+        images.io("qcow2", &format!("{name}.qcow2"), &["write -P 2 1M 64k"]);
+    }
+    images
+}
+
+#[test]
+fn a_changed_base_is_refused_told_and_accepted() {
+    let images = family();
+    assert!(
+        done(&images, "stamp --chain --check tuesday.qcow2")
+            .out
+            .contains("changed")
+            == false
+    );
+    // It is written by somebody who should not.
+    images.io("qcow2", "base.qcow2", &["write -P 7 8M 64k"]);
+    let refused = failed(&images, "convert -f qcow2 tuesday.qcow2 out.raw");
+    assert!(
+        refused.err.contains("not the one that this overlay was made on"),
+        "{refused:?}"
+    );
+    assert!(refused.err.contains("--accept-base"), "{refused:?}");
+    failed(&images, "stamp --chain --check tuesday.qcow2");
+    let told = images.catena(&["stamp", "--chain", "--check", "--output", "json", "tuesday.qcow2"]);
+    assert_eq!(told.status, 1);
+    let words: Vec<_> = told.json()["overlays"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|overlay| overlay["stamped"].clone())
+        .collect();
+    assert_eq!(words[1], json!("changed"));
+    let found = images
+        .catena(&["doctor", "--output", "json", "tuesday.qcow2"])
+        .json();
+    assert!(found.to_string().contains("base-changed"));
+    assert!(
+        images
+            .catena(&["show", "tuesday.qcow2"])
+            .out
+            .contains("base-changed")
+    );
+    failed(&images, "stamp monday.qcow2");
+    done(&images, "hash -f qcow2 --accept-base tuesday.qcow2");
+    done(&images, "qemu-img convert -f qcow2 -O raw tuesday.qcow2 out.raw");
+    std::fs::write(
+        images.path().join("policy.toml"),
+        "[bases]\nchanged = \"accept\"\n",
+    )
+    .unwrap();
+    done(&images, "hash -f qcow2 --policy policy.toml tuesday.qcow2");
+    let plan = done(&images, "stamp --accept-base --dry-run monday.qcow2");
+    assert!(plan.out.contains("knows 'base.qcow2' as it is"), "{plan:?}");
+    failed(&images, "hash -f qcow2 tuesday.qcow2");
+    done(&images, "stamp --accept-base monday.qcow2");
+    done(&images, "hash -f qcow2 tuesday.qcow2");
+    done(&images, "stamp --chain --remove tuesday.qcow2");
+    let bare = done(&images, "stamp --check tuesday.qcow2");
+    assert!(bare.out.contains("there is no stamp"), "{bare:?}");
+    images.img("check -q -f qcow2 monday.qcow2");
+}
+
+#[test]
+fn a_full_stamp_notices_what_samples_do_not() {
+    let images = Images::new();
+    images.img("create -q -f raw base.raw 64M");
+    done(&images, "create top.qcow2 --backing base.raw -F raw --no-stamp");
+    assert!(done(&images, "stamp --check top.qcow2").out.contains("no stamp"));
+    done(&images, "stamp --full top.qcow2");
+    images.io("qcow2", "top.qcow2", &["write 0 64k"]);
+    // Between two samples.
+    images.io("raw", "base.raw", &["write -P 1 1548800 512"]);
+    assert!(
+        done(&images, "stamp --check top.qcow2")
+            .out
+            .contains("by its fingerprint")
+    );
+    let noticed = failed(&images, "stamp --check --full top.qcow2");
+    assert!(
+        noticed.out.contains("what it shows is not the same"),
+        "{noticed:?}"
+    );
+    // It stays a full one.
+    done(&images, "stamp top.qcow2");
+    done(&images, "stamp --check --full top.qcow2");
+}
+
+#[test]
+fn pruning_and_removing_leave_no_overlay_without_its_base() {
+    let images = family();
+    for (name, base) in [("wednesday", "tuesday"), ("thursday", "wednesday")] {
+        done(
+            &images,
+            &format!("create {name}.qcow2 --backing {base}.qcow2 -F qcow2"),
+        );
+        images.io("qcow2", &format!("{name}.qcow2"), &["write -P 4 3M 64k"]);
+    }
+    let before = done(&images, "hash -f qcow2 thursday.qcow2").out;
+    done(&images, "rm --merge tuesday.qcow2");
+    assert_eq!(done(&images, "hash -f qcow2 thursday.qcow2").out, before);
+    done(&images, "prune --keep-last 1 --base thursday.qcow2");
+    assert_eq!(done(&images, "hash -f qcow2 thursday.qcow2").out, before);
+}
+
+#[test]
+fn what_has_moved_is_found_by_its_stamp_and_else_told() {
+    let images = family();
+    let before = done(&images, "hash -f qcow2 tuesday.qcow2").out;
+    std::fs::create_dir_all(images.path().join("guests")).unwrap();
+    std::fs::create_dir_all(images.path().join("bases/old")).unwrap();
+    // Another image of the base's name is there, too.
+    images.img("create -q -f qcow2 bases/base.qcow2 16M");
+    for (from, to) in [
+        ("base.qcow2", "bases/old/golden.qcow2"),
+        ("monday.qcow2", "bases/monday.qcow2"),
+        ("tuesday.qcow2", "guests/tuesday.qcow2"),
+    ] {
+        std::fs::rename(images.path().join(from), images.path().join(to)).unwrap();
+    }
+    let heal = |words: &[&str]| images.catena(&[&["heal", "guests", "--in", "bases"], words].concat());
+    let told = heal(&[]);
+    assert_eq!(told.status, 3, "{told:?}");
+    assert!(
+        told.out.contains("bases/monday.qcow2") && told.out.contains("golden.qcow2"),
+        "{told:?}"
+    );
+    let mended = heal(&["--yes"]);
+    assert_eq!(mended.status, 0, "{mended:?}");
+    let info = images.img("info --output=json guests/tuesday.qcow2");
+    assert!(info.contains("\"../bases/monday.qcow2\""), "{info}");
+    assert_eq!(heal(&[]).out, "nothing is missing\n");
+    assert_eq!(done(&images, "hash -f qcow2 guests/tuesday.qcow2").out, before);
+    images.img("check -q -f qcow2 guests/tuesday.qcow2");
+}
+
+#[test]
+fn a_name_alone_is_taken_only_when_that_is_said_and_an_image_in_use_is_left() {
+    let images = Images::new();
+    std::fs::create_dir(images.path().join("new")).unwrap();
+    images.img("create -q -f qcow2 base.qcow2 16M");
+    images.img("create -q -f qcow2 -b base.qcow2 -F qcow2 one.qcow2");
+    images.img("create -q -f qcow2 -o data_file=one.data data.qcow2 16M");
+    for name in ["base.qcow2", "one.data"] {
+        let to = images.path().join("new").join(name);
+        std::fs::rename(images.path().join(name), to).unwrap();
+    }
+    let doubtful = images.catena(&["heal", ".", "--yes"]);
+    assert_eq!(doubtful.status, 1);
+    assert!(doubtful.out.contains("--by-name takes it"), "{doubtful:?}");
+    let named = images.catena(&["heal", ".", "--yes", "--by-name", "--output", "json"]);
+    assert_eq!(named.status, 0, "{named:?}");
+    let missing = named.json()["missing"].clone();
+    assert_eq!(missing[0]["records"], json!("new/one.data"));
+    assert_eq!(missing[1]["records"], json!("new/base.qcow2"));
+    assert_eq!(missing[1]["by"], json!("name"));
+    images.img("check -q -f qcow2 one.qcow2");
+    images.img("check -q -f qcow2 data.qcow2");
+    // Two of that name: nobody knows which.
+    std::fs::create_dir(images.path().join("newer")).unwrap();
+    std::fs::create_dir(images.path().join("newest")).unwrap();
+    for folder in ["newer", "newest"] {
+        std::fs::copy(
+            images.path().join("new/base.qcow2"),
+            images.path().join(folder).join("base.qcow2"),
+        )
+        .unwrap();
+    }
+    std::fs::remove_file(images.path().join("new/base.qcow2")).unwrap();
+    let several = images.catena(&["heal", ".", "--yes", "--by-name"]);
+    assert_eq!(several.status, 1);
+    assert!(several.out.contains("each of these could be it"), "{several:?}");
+}
