@@ -86,17 +86,19 @@ pub struct Plan {
 
 /// Looks for what is missing, and decides.
 pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Result<Plan> {
-    let places = request.places.iter().chain(&request.search);
-    let mut forest = Forest::grow(&Search::below(places), None, None);
+    let all = request.places.iter().chain(&request.search);
+    let mut forest = Forest::grow(&Search::below(all), None, None);
     let errors = std::mem::take(&mut forest.errors);
-    let mut search = Seeker {
+    let mut seeker = Seeker {
         forest: &forest,
         policy,
         known: HashMap::new(),
     };
+    let whole = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let places: Vec<PathBuf> = request.places.iter().map(whole).collect();
     let is_inside = |image: &Image| {
-        let mut names = image.names.iter();
-        names.any(|name| request.places.iter().any(|place| name.starts_with(place)))
+        let mut names = image.names.iter().map(whole);
+        names.any(|name| places.iter().any(|place| name.starts_with(place)))
     };
     let images = forest.images().iter().enumerate();
     let mut open: Vec<usize> = { images.rev().filter(|(_, image)| is_inside(image)) }
@@ -118,7 +120,7 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
             if let To::Broken(Some(path), error) = &edge.to
                 && error.kind() == ErrorKind::NotFound
             {
-                let found = search.find(number, image, need, edge, path, request.by_name);
+                let found = seeker.find(number, image, need, edge, path, request.by_name);
                 // What is found may lack something in its turn.
                 let next = found.found.as_ref().filter(|_| found.change.is_some());
                 open.extend(next.and_then(|(path, _)| forest.find(path).ok().flatten()));
