@@ -246,13 +246,6 @@ pub(super) fn set_backing_of(
     })
 }
 
-/// Whether an extension more has room in an image's first cluster, with some left for what other programs write there.
-pub(crate) fn has_room(old: &Header, new: &Header) -> bool {
-    const LEAST: u64 = 4096;
-    let len = new.encode().map_or(u64::MAX, |bytes| bytes.len() as u64);
-    old.cluster_bits.size() >= LEAST && len.saturating_mul(2) <= old.cluster_bits.size()
-}
-
 /// Rewrites the header of an open image, which the caller has locked. Tables are not moved.
 pub(crate) fn change_header(
     file: &dyn Storage,

@@ -6,11 +6,11 @@
 
 use super::fingerprint::Facts;
 use crate::chain::{Chain, Layer};
-use crate::ops::relink::{self, change_header};
+use crate::ops::relink::change_header;
 use crate::policy::ChangedBase;
-use catena_engine::{Result, StorageBytes};
+use catena_engine::{ErrorKind, Result, StorageBytes};
 use catena_format::qcow2::stamp::Fingerprint;
-use catena_format::qcow2::{Header, Lineage, Stamp};
+use catena_format::qcow2::{Autoclear, Header, Lineage, Stamp};
 use catena_storage::Storage;
 
 /// What an image's lineage says of a stamp.
@@ -54,15 +54,22 @@ pub(crate) fn begin(chain: &Chain, image: &Layer, file: &dyn Storage) -> Result<
         return Ok(());
     };
     let lineage = continued(header.lineage(), joined(facts.parts()));
-    let with = |header: &Header| {
+    say(file, lineage)
+}
+
+/// Gives an open image a lineage, where there is room for it.
+fn say(file: &dyn Storage, lineage: Lineage) -> Result<()> {
+    let said = change_header(file, |header| {
         let mut new = header.clone();
-        new.set_lineage(Some(lineage.clone()));
-        new
-    };
-    if !relink::has_room(&header, &with(&header)) {
-        return Ok(());
+        new.autoclear &= Autoclear::KNOWN;
+        new.set_lineage(Some(lineage));
+        Ok(new)
+    });
+    match said {
+        // Nothing was written.
+        Err(error) if matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::Unsupported) => Ok(()),
+        said => said,
     }
-    change_header(file, |header| Ok(with(header)))
 }
 
 /// The lineage of an image that had this one, and has this fingerprint.
@@ -103,11 +110,5 @@ pub(crate) fn inherit(image: &Layer, other: &Layer, file: &dyn Storage) -> Resul
     let mut lineage = continued(old, joined(former.parts()));
     lineage.now = joined(now.parts());
     lineage.under_way = false;
-    let header = Header::read(&StorageBytes::new(file)?)?;
-    let mut new = header.clone();
-    new.set_lineage(Some(lineage));
-    if relink::has_room(&header, &new) {
-        change_header(file, |_| Ok(new))?;
-    }
-    Ok(())
+    say(file, lineage)
 }
