@@ -2,7 +2,7 @@
 
 use crate::error::CommandError;
 use catena::{Error, ErrorKind};
-use catena_virt::{Document, Generation, Volume};
+use catena_virt::{Document, Generation, Volume, XmlError};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -87,12 +87,28 @@ pub fn read(path: &Path) -> Result<Document, CommandError> {
 
 /// Understands a text that came from there.
 fn parse(text: String, from: &Path) -> Result<Document, CommandError> {
-    Document::parse(text).map_err(|error| {
-        let place = PathBuf::from(format!("{}:{}:{}", from.display(), error.line, error.column));
-        Error::new(ErrorKind::Conflict, error.to_string())
-            .with_path(place)
-            .into()
-    })
+    Document::parse(text).map_err(|error| refused(&error, from))
+}
+
+fn refused(error: &XmlError, from: &Path) -> CommandError {
+    let place = PathBuf::from(format!("{}:{}:{}", from.display(), error.line, error.column));
+    Error::new(ErrorKind::Conflict, error.to_string())
+        .with_path(place)
+        .into()
+}
+
+/// The folder of a storage pool that a running libvirt knows.
+pub fn pool(connect: Option<&str>, name: &str) -> Result<PathBuf, CommandError> {
+    let text = virsh(connect, &["pool-dumpxml"], &[format!("--pool={name}")])?
+        .map_err(|said| Error::new(ErrorKind::NotFound, said))?;
+    let folder = catena_virt::pool_folder(&text).map_err(|error| refused(&error, Path::new(name)))?;
+    let none = || {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("the pool '{name}' has no folder on this host"),
+        )
+    };
+    Ok(folder.ok_or_else(none)?)
 }
 
 /// Runs virsh: what it wrote, or its errors.

@@ -564,3 +564,32 @@ fn qemu_takes_the_nodes_of_generated_disks_in_every_form() {
     }
     assert!(taken >= 10 && nested >= 10, "{taken} {nested}");
 }
+
+#[test]
+fn a_pool_that_libvirt_knows_is_searched_by_its_name() {
+    let images = chain();
+    let daemon = Daemon::start().unwrap();
+    daemon.pool("images", images.path());
+    let tree = |pool: &str| {
+        images.catena(&[
+            "tree",
+            "--output",
+            "json",
+            "--connect",
+            &daemon.uri(),
+            "--pool",
+            pool,
+        ])
+    };
+    let answer = tree("images");
+    assert_eq!(answer.status, 0, "{answer:?}");
+    for name in ["base.raw", "mid.qcow2", "top.qcow2"] {
+        assert!(
+            answer.out.contains(&images.file(name).display().to_string()),
+            "{answer:?}"
+        );
+    }
+    let answer = tree("none");
+    assert_eq!(answer.status, 1, "{answer:?}");
+    assert!(answer.err.contains("Storage pool not found"), "{answer:?}");
+}

@@ -37,3 +37,4 @@ pub use model::{
     LabelKind, Layer, Mirror, Place, Reservations, Seclabel, SecretUse, SnapshotDisk, Spans, ThrottleGroup,
     Transient, Volume, Zeroes,
 };
+pub use read::pool_folder;

@@ -14,6 +14,7 @@ use crate::limits;
 use crate::model::{Document, Kind, SnapshotDisk, Volume};
 use element::{Element, Result};
 use roxmltree::ParsingOptions;
+use std::path::PathBuf;
 
 impl Document {
     /// Reads a document.
@@ -23,23 +24,7 @@ impl Document {
     /// Where it is no XML, is about something else, or says of a disk what libvirt refuses.
     pub fn parse(text: impl Into<String>) -> Result<Self> {
         let text = text.into();
-        if let Some((at, message)) = limits::exceeded(&text) {
-            return Err(not_xml(&text, at, message));
-        }
-        // Each element has at least four bytes.
-        let options = ParsingOptions {
-            allow_dtd: false,
-            nodes_limit: u32::try_from(limits::MAX_BYTES).unwrap_or(u32::MAX),
-            ..ParsingOptions::default()
-        };
-        let (kind, mut document) = {
-            let xml = roxmltree::Document::parse_with_options(&text, options).map_err(|error| XmlError {
-                kind: XmlErrorKind::NotXml,
-                line: error.pos().row,
-                column: error.pos().col,
-                message: error.to_string(),
-            })?;
-            let root = Element::new(xml.root_element());
+        let (kind, mut document) = with_root(&text, |root| {
             let kind = match root.name() {
                 "domain" => Kind::Domain,
                 "disk" => Kind::Disk,
@@ -51,12 +36,53 @@ impl Document {
                     )));
                 }
             };
-            (kind, read(kind, root)?)
-        };
+            Ok((kind, read(kind, root)?))
+        })?;
         document.kind = kind;
         document.text = text;
         Ok(document)
     }
+}
+
+/// The folder in which a storage pool keeps its volumes, by what libvirt says of the pool; for pools of devices, the one that has
+/// their nodes. `None` where it has none on this host.
+///
+/// # Errors
+///
+/// Where the text is no XML, or about something else.
+pub fn pool_folder(text: &str) -> Result<Option<PathBuf>> {
+    with_root(text, |root| {
+        if root.name() != "pool" {
+            return Err(root.malformed(format!(
+                "unexpected root element <{}>, expecting <pool>",
+                root.name()
+            )));
+        }
+        let path = root.child("target").and_then(|target| target.child("path"));
+        Ok(path
+            .map(|path| path.text().into())
+            .filter(|path: &PathBuf| path.is_absolute()))
+    })
+}
+
+/// Parses a text and reads its root element.
+fn with_root<T>(text: &str, read: impl FnOnce(Element<'_, '_>) -> Result<T>) -> Result<T> {
+    if let Some((at, message)) = limits::exceeded(text) {
+        return Err(not_xml(text, at, message));
+    }
+    // Each element has at least four bytes.
+    let options = ParsingOptions {
+        allow_dtd: false,
+        nodes_limit: u32::try_from(limits::MAX_BYTES).unwrap_or(u32::MAX),
+        ..ParsingOptions::default()
+    };
+    let xml = roxmltree::Document::parse_with_options(text, options).map_err(|error| XmlError {
+        kind: XmlErrorKind::NotXml,
+        line: error.pos().row,
+        column: error.pos().col,
+        message: error.to_string(),
+    })?;
+    read(Element::new(xml.root_element()))
 }
 
 fn not_xml(text: &str, at: usize, message: String) -> XmlError {

@@ -7,6 +7,7 @@ mod rows;
 mod svg;
 
 use crate::commands::forest::ForestArgs;
+use crate::domain;
 use crate::error::CommandError;
 use crate::output::{self, Drawing};
 use model::Shown;
@@ -21,6 +22,7 @@ Examples:
   catena tree /var/lib/libvirt/images
   catena tree --output svg /srv/vms > forest.svg
   catena tree --output json /srv | jq '.images[] | select(.needed | not).path'
+  catena tree --pool default --pool backups
   find /srv -name '*.qcow2' | catena tree --list -
 
 Each base stands above its overlays. Only headers are read, and nothing is
@@ -37,11 +39,17 @@ read again while the files do not change.
 The exit status is 1 where an image names something that cannot be reached.")]
 pub struct Args {
     /// Folders, searched with everything below them, and single images
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "pool"])]
     places: Vec<PathBuf>,
     /// Read more places from a file, one a line; '-' is standard input
     #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
+    /// Search the folder of a storage pool that libvirt knows; may be given several times
+    #[arg(long, value_name = "POOL")]
+    pool: Vec<String>,
+    /// The libvirt that is asked for pools
+    #[arg(long, value_name = "URI", requires = "pool")]
+    connect: Option<String>,
     #[command(flatten)]
     forest: ForestArgs,
     /// Show files, too, that look raw and that no image names
@@ -63,6 +71,9 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let mut places = args.places.clone();
     if let Some(list) = &args.list {
         places.extend(crate::commands::forest::listed(list)?);
+    }
+    for pool in &args.pool {
+        places.push(domain::pool(args.connect.as_deref(), pool)?);
     }
     let forest = args.forest.grow(&places, !args.no_index)?;
     let shown = Shown::of(&forest, args.all);
