@@ -3,6 +3,7 @@
 //! `plan(…)` decides everything and changes nothing; the plan can be shown; executing it performs it in an order in
 //! which every instant keeps the guest's view. Running a finished operation again finds nothing to do.
 
+pub mod active;
 mod aligned;
 mod allocated;
 pub mod amend;

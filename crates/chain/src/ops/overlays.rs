@@ -13,18 +13,66 @@ use catena_format::Format;
 use catena_storage::{LocalFile, LockMode, OpenOptions};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An overlay to be made: qcow2, with the options of qemu-img.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
+    path: PathBuf,
+    base: PathBuf,
+    recorded: String,
+    format: Format,
+}
+
+impl Overlay {
+    /// A new file over a file or block device, in the format given, that records its base by the name given here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadReference`] for a name that cannot be recorded.
+    pub fn naming(path: PathBuf, base: PathBuf, format: Format) -> Result<Self> {
+        let recorded = recorded(&base)?;
+        Ok(Self {
+            path,
+            base,
+            recorded,
+            format,
+        })
+    }
+
+    /// A new file in the folder of its base, which it records by its name within that: both can move together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadReference`] for a name that cannot be recorded.
+    pub fn beside(name: &str, base: PathBuf, format: Format) -> Result<Self> {
+        let recorded = recorded(Path::new(base.file_name().unwrap_or_default()))?;
+        Ok(Self {
+            path: base.with_file_name(name),
+            base,
+            recorded,
+            format,
+        })
+    }
+
     /// The new file.
-    pub path: PathBuf,
-    /// What it stands on: a file or block device, by the name that is recorded.
-    pub base: PathBuf,
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it stands on.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// The format that is in.
-    pub format: Format,
+    pub fn format(&self) -> Format {
+        self.format
+    }
+}
+
+fn recorded(base: &Path) -> Result<String> {
+    let recorded = Source::file(base).to_recorded();
+    recorded.map_err(|error| Error::new(ErrorKind::BadReference, error.to_string()).with_path(base))
 }
 
 /// Overlays, decided. What they stand on is locked.
@@ -54,15 +102,13 @@ pub fn plan(overlays: &[Overlay], policy: &Policy) -> Result<Plan> {
         }
         // Whoever writes it would take what the overlay shows away from under it.
         let base = LocalFile::open(&overlay.base, &OpenOptions::new().lock(LockMode::Read))?;
-        let recorded = Source::file(&overlay.base).to_recorded();
-        let recorded = recorded.map_err(|error| Error::new(ErrorKind::BadReference, error.to_string()))?;
         let image = create::lay_out(
             &create::Request {
                 path: overlay.path.clone(),
                 existing: Existing::Overwrite,
                 size: None,
                 kind: Kind::Qcow2(Box::new(Qcow2Options {
-                    backing: Some((recorded, overlay.format)),
+                    backing: Some((overlay.recorded.clone(), overlay.format)),
                     ..Qcow2Options::default()
                 })),
                 preallocation: Preallocation::Off,
@@ -79,6 +125,11 @@ impl Plan {
     /// Whether all of them are there.
     pub fn is_empty(&self) -> bool {
         self.together.missing().len() == 0
+    }
+
+    /// The new files that are not there yet.
+    pub fn missing(&self) -> impl Iterator<Item = &Path> {
+        self.together.missing().map(|(path, _)| path)
     }
 
     /// Makes them. What fails or is stopped leaves none of them.

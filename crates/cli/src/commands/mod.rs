@@ -45,6 +45,7 @@ pub mod resume;
 pub mod rm;
 pub mod show;
 pub mod snapshot;
+mod snapshot_all;
 mod snapshot_domain;
 mod snapshot_request;
 pub mod snapshot_xml;

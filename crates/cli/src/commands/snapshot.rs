@@ -1,8 +1,8 @@
-//! `catena snapshot`: internal snapshots of an image, and external ones of a domain.
+//! `catena snapshot`: internal snapshots of an image, and external ones of a domain or of all images below a folder.
 
 use super::change::{ChangeArgs, ChildrenArgs};
 use super::info::{ShownSnapshot, snapshot_rows};
-use super::snapshot_domain;
+use super::{snapshot_all, snapshot_domain};
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::target::{ImageArgs, TargetArgs};
@@ -33,7 +33,16 @@ every instant; where that was stopped, the same command finishes it.
 
   catena snapshot --domain vm.xml --name monday
   catena snapshot --domain vm --name monday --disk vdb,snapshot=no
-      the domain that libvirt knows by that name")]
+      the domain that libvirt knows by that name
+
+With --all, so do all images below a folder on which nothing stands: qcow2
+images, and raw ones that are named with --raw, since a file that looks raw may
+be anything. Overlays record the image by its name within its folder. Whoever
+uses the images is told to use the overlays then. Where that was cut off, the
+same command finishes it, with the same --name.
+
+  catena snapshot --all /srv/vms --name monday
+  catena snapshot --all . --raw data.img --names '{name}-{file}.qcow2' --dry-run")]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
@@ -45,6 +54,8 @@ pub struct Args {
     what: Option<What>,
     #[command(flatten)]
     domain: snapshot_domain::DomainArgs,
+    #[command(flatten)]
+    all: snapshot_all::AllArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -103,7 +114,12 @@ struct Delete {
 /// Does it.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let Some(what) = &args.what else {
-        return snapshot_domain::run(&args.domain);
+        let domain = &args.domain;
+        if args.all.is_given() {
+            let policy = domain.policy.load()?;
+            return snapshot_all::run(&args.all, domain.request.name(), &policy, &domain.change);
+        }
+        return snapshot_domain::run(domain);
     };
     match what {
         What::List(list) => print(list),

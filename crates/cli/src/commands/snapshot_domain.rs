@@ -27,20 +27,20 @@ use std::process::ExitCode;
 pub struct DomainArgs {
     /// Take an external snapshot of all disks of a domain that does not run: a file with its XML, which is rewritten, or
     /// a name that libvirt knows
-    #[arg(long, value_name = "FILE|NAME", required = true)]
+    #[arg(long, value_name = "FILE|NAME", required_unless_present = "all")]
     domain: Option<String>,
     /// Which libvirt knows the domain, as virsh takes it
     #[arg(long, value_name = "URI")]
     connect: Option<String>,
     #[command(flatten)]
-    request: RequestArgs,
+    pub(super) request: RequestArgs,
     /// Write the new document there, and leave the domain's as it is; '-' is standard output
     #[arg(long, value_name = "FILE")]
     output_xml: Option<PathBuf>,
     #[command(flatten)]
-    policy: PolicyArgs,
+    pub(super) policy: PolicyArgs,
     #[command(flatten)]
-    change: ChangeArgs,
+    pub(super) change: ChangeArgs,
 }
 
 /// Takes it.
@@ -208,11 +208,7 @@ fn plan(
                 explicit: disk.given() > 0 || matches!(disk.below, Below::Closed(_)),
             });
         }
-        wanted.push(Overlay {
-            path: overlay.path.clone(),
-            base,
-            format,
-        });
+        wanted.push(Overlay::naming(overlay.path.clone(), base, format)?);
     }
     let after = rest.domain(document)?;
     // What libvirt would refuse must not become the domain.

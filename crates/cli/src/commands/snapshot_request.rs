@@ -19,10 +19,15 @@ pub struct RequestArgs {
 }
 
 impl RequestArgs {
+    /// The snapshot's name.
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| now().to_string())
+    }
+
     /// As it is decided upon.
     pub fn request(&self, description: Option<&str>) -> Request {
         Request {
-            name: self.name.clone().unwrap_or_else(|| now().to_string()),
+            name: self.name(),
             description: description.map(str::to_owned),
             disks: self.disks.clone(),
         }

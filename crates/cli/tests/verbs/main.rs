@@ -15,6 +15,7 @@ mod housekeeping;
 mod insides;
 mod moves;
 mod questions;
+mod snapshots;
 mod stamps;
 
 use common::{Answer, Images};
