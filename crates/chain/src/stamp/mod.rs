@@ -31,7 +31,7 @@ const TABLES: usize = 4096;
 pub enum Stamped {
     /// Nothing: there is no stamp, or none of a version that is known.
     Not,
-    /// It is as it was: nobody has written to it.
+    /// It is as it was: nobody has written to it, as far as its length and times tell.
     Same,
     /// It was written, copied or moved, and is the same by its fingerprint.
     Touched,
@@ -209,12 +209,13 @@ pub fn judge(overlay: &Layer, base: &Layer) -> Stamped {
     };
     // What somebody states beside the header is no reference that the stamp could be about.
     let own = base.link.is_some() && stamp.reference == reference_of(header);
-    match Age::of(base) {
+    let age = match Age::of(base) {
         Ok(age) if own && is_untouched(stamp, age) => return Stamped::Same,
-        Ok(_) => {}
+        Ok(age) => age,
         Err(error) => return Stamped::Unknown(error.full()),
-    }
+    };
     let differences = match differences(stamp, base) {
+        Ok(None) if own && is_as_old(stamp, age) => return Stamped::Same,
         Ok(None) => return Stamped::Touched,
         Ok(Some(differences)) => differences,
         Err(error) => return Stamped::Unknown(error.full()),
@@ -271,7 +272,12 @@ fn is_untouched(stamp: &Stamp, age: Age) -> bool {
     let settled = age
         .modified
         .is_some_and(|modified| modified / SECOND + 1 < stamp.taken);
-    settled && (stamp.file_length, stamp.modified) == (age.file_length, age.modified)
+    settled && is_as_old(stamp, age)
+}
+
+/// Whether a base's length and time of change are those of its stamp.
+fn is_as_old(stamp: &Stamp, age: Age) -> bool {
+    (stamp.file_length, stamp.modified) == (age.file_length, age.modified)
 }
 
 /// Whether an overlay has nothing of its own, so that its guest sees the base and nothing else.

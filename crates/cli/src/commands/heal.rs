@@ -18,11 +18,11 @@ const MISSING: u8 = 3;
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Images that were moved or renamed leave overlays that lead nowhere. Each missing
-backing image or data file is looked for below the folders: one that has the
-fingerprint of the overlay's stamp is certainly it; one of the same name and
-format, and of a size that fits, may be it, and is taken only with --by-name.
-Where several could be it, they are told, and none is taken.
+Images that were moved or renamed leave overlays that lead nowhere. Each
+missing backing image or data file is looked for below the folders: one that
+has the fingerprint of the overlay's stamp is certainly it; one of the same
+name and format, and of a size that fits, may be it, and is taken only with
+--by-name. Where several could be it, they are told, and none is taken.
 
 What was recorded relative to the image stays so. An image that is in use is
 not written; running it again finds what is left.

@@ -7,11 +7,16 @@ use super::Layer;
 use crate::addr::GuestOffset;
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind};
+use std::sync::LazyLock;
 
 /// Fewer layers than this are merged faster than a thread is begun.
 const FEW_LAYERS: usize = 8;
 /// The least that is worth a thread, in guest bytes.
 const PART: u64 = 64 << 20;
+
+/// Asking the system reads several files, which costs more than a small merge.
+static PROCESSORS: LazyLock<u64> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, |processors| processors.get() as u64));
 
 /// A range that no layer has answered for; never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +58,15 @@ pub(super) fn merge(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Extent
 
 /// The same by as many threads as there are processors, where there is enough to do.
 pub(super) fn merge_by_many(layers: &[Layer], start: u64, end: u64) -> Result<Vec<Extent>> {
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
+    if layers.len() < FEW_LAYERS {
+        return merge(layers, start, end);
+    }
     let part = end
         .saturating_sub(start)
-        .div_ceil(threads)
+        .div_ceil(*PROCESSORS)
         .next_multiple_of(PART)
         .max(PART);
-    if layers.len() < FEW_LAYERS || end.saturating_sub(start) <= part {
+    if end.saturating_sub(start) <= part {
         return merge(layers, start, end);
     }
     let begun = |from: u64| from.saturating_add(part).min(end);
