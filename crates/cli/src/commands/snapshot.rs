@@ -27,9 +27,9 @@ Examples:
   catena snapshot delete vm.qcow2 before-upgrade
   catena convert vm.qcow2 before.qcow2 --snapshot before-upgrade
 
-With --domain, all disks of a domain that does not run get an overlay each, all
-or none, and then the domain stands on them. It shows its guest the same at
-every instant; where that was stopped, the same command finishes it.
+With --domain, all disks of a domain that does not run get an overlay each,
+all or none, and then the domain stands on them. It shows its guest the same
+at every instant; where that was stopped, the same command finishes it.
 
   catena snapshot --domain vm.xml --name monday
   catena snapshot --domain vm --name monday --disk vdb,snapshot=no
