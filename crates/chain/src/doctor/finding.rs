@@ -284,8 +284,8 @@ codes! {
     BaseNewer = "base-newer",
     /// The backing image is not the one its overlay's stamp is of.
     BaseChanged = "base-changed",
-    /// The backing image was touched, but is the one its overlay's stamp is of.
-    BaseTouched = "base-touched",
+    /// The backing image is not what it was, but the overlay holds nothing that would not fit it.
+    BaseOutgrown = "base-outgrown",
     /// The overlay's stamp is of another backing image than it records.
     StampOfAnotherBase = "stamp-of-another-base",
     /// The backing image is not the one its overlay was made for.

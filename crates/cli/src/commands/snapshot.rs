@@ -36,13 +36,13 @@ at every instant; where that was stopped, the same command finishes it.
       the domain that libvirt knows by that name
 
 With --all, so do all images below a folder on which nothing stands: qcow2
-images, and raw ones that are named with --raw, since a file that looks raw may
-be anything. Overlays record the image by its name within its folder. Whoever
-uses the images is told to use the overlays then. Where that was cut off, the
-same command finishes it, with the same --name.
+images, and raw ones that are named with --raw, since a file that looks raw
+may be anything. Overlays record the image by its name within its folder.
+Whoever uses the images is told to use the overlays then. Where that was cut
+off, the same command finishes it, with the same --name.
 
   catena snapshot --all /srv/vms --name monday
-  catena snapshot --all . --raw data.img --names '{name}-{file}.qcow2' --dry-run")]
+  catena snapshot --all . --raw data.img --names '{name}-{file}.qcow2'")]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
