@@ -16,7 +16,7 @@ mod walk;
 pub use header::{Header, Recorded};
 pub use index::Index;
 pub use sizes::Sizes;
-pub use walk::TRASH;
+pub use walk::{STAGING, TRASH};
 
 use crate::policy::{Policy, Role};
 use crate::reference::{LostKind, Source, without_credentials};
@@ -61,6 +61,8 @@ pub struct Forest {
     objects: HashMap<Object, usize>,
     /// Folders of what was removed and is kept for a while.
     pub trash: Vec<PathBuf>,
+    /// Folders of imports that run or were cut off.
+    pub staging: Vec<PathBuf>,
     /// Folders that could not be read: what lies there is not known.
     pub errors: Vec<Error>,
 }
@@ -174,6 +176,7 @@ impl Forest {
         let walked = walk(&search.places, search.levels);
         let mut forest = Self {
             trash: walked.trash,
+            staging: walked.staging,
             errors: walked.errors,
             ..Self::default()
         };

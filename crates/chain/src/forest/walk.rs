@@ -64,12 +64,17 @@ impl Stat {
 /// The folder that keeps what was removed, beside where it was: nothing in it stands on anything, and nothing stands on it.
 pub const TRASH: &str = ".catena-trash";
 
+/// How the name begins of a folder in which an import writes its files before they have their names: what is there is no image yet.
+pub const STAGING: &str = ".catena-import-";
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Walked {
     pub entries: Vec<Entry>,
     /// Folders of what was removed and is kept for a while. They are not looked into.
     pub trash: Vec<PathBuf>,
+    /// Folders of imports that run or were cut off. They are not looked into either.
+    pub staging: Vec<PathBuf>,
     /// Folders that could not be read.
     pub errors: Vec<Error>,
 }
@@ -105,10 +110,12 @@ pub(super) fn walk(names: &[PathBuf], levels: usize) -> Walked {
     for part in parts {
         walked.entries.extend(part.entries);
         walked.trash.extend(part.trash);
+        walked.staging.extend(part.staging);
         walked.errors.extend(part.errors);
     }
     // Real names before links, then by name: what is found does not depend on who found it first.
     walked.trash.sort_unstable();
+    walked.staging.sort_unstable();
     walked
         .entries
         .sort_unstable_by(|a, b| (a.link, &a.path).cmp(&(b.link, &b.path)));
@@ -179,6 +186,12 @@ fn read(folder: &Path, levels: usize, walked: &mut Walked, deeper: &mut Vec<(Pat
         if kind.is_dir() {
             if entry.file_name() == TRASH {
                 walked.trash.push(path);
+            } else if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(STAGING.as_bytes())
+            {
+                walked.staging.push(path);
             } else if let Some(levels) = levels.checked_sub(1) {
                 deeper.push((path, levels));
             }

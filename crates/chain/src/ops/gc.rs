@@ -4,6 +4,7 @@
 //! An image that nothing stands on may be somebody's disk. So what nothing needs is only told where those are named that are
 //! in use, and everything they need is needed.
 
+use super::bundle::staging;
 use super::folder_of;
 use super::observer::Observer;
 use super::script::{self, FileId, Script, Step};
@@ -12,6 +13,7 @@ use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -40,7 +42,7 @@ pub struct Found {
 /// Why a file may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
-    /// A part of a file that an operation left when it was cut off.
+    /// A part of a file, or a file that has not got its name, that an operation left when it was cut off.
     Part,
     /// It was removed, and has been kept for long enough.
     Trash,
@@ -57,8 +59,10 @@ pub struct Plan {
     pub journals: Vec<PathBuf>,
     /// Folders that could not be looked into.
     pub unknown: Vec<Error>,
-    /// Folders that are empty once the trash is gone.
-    folders: Vec<PathBuf>,
+    /// Folders that are empty once what was found for a reason is gone.
+    folders: Vec<(Why, PathBuf)>,
+    /// What keeps imports out of the folders of those that were cut off.
+    held: Vec<File>,
     home: PathBuf,
 }
 
@@ -76,6 +80,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         journals: journals.concat(),
         unknown: std::mem::take(&mut forest.errors),
         folders: Vec::new(),
+        held: Vec::new(),
         home,
     };
     let busy: BTreeSet<PathBuf> = { plan.journals.iter() }.map(|path| folder_of(path)).collect();
@@ -84,6 +89,12 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         // What belongs to a script is taken up or taken away by it.
         if script::is_part(image.path()) && !image.is_needed() && !busy.contains(&folder) {
             plan.found.push(Found::of(image, Why::Part));
+        }
+    }
+    for staging in &forest.staging {
+        if let Some(held) = staging::left(staging) {
+            plan.take_all(staging, Why::Part)?;
+            plan.held.push(held);
         }
     }
     for trash in &forest.trash {
@@ -106,11 +117,9 @@ impl Plan {
                 kept: None,
             });
         }
-        if reasons.contains(&Why::Trash) {
-            for path in &self.folders {
-                let path = std::path::absolute(path).map_err(|error| failed(error, path))?;
-                script.steps.push(Step::RemoveFolder { path });
-            }
+        for (_, path) in self.folders.iter().filter(|(why, _)| reasons.contains(why)) {
+            let path = std::path::absolute(path).map_err(|error| failed(error, path))?;
+            script.steps.push(Step::RemoveFolder { path });
         }
         Ok(script)
     }
@@ -135,20 +144,26 @@ impl Plan {
                 all = false;
                 continue;
             }
-            for file in std::fs::read_dir(&day).map_err(cannot)? {
-                let path = file.map_err(cannot)?.path();
-                let metadata = path.symlink_metadata().map_err(cannot)?;
-                if metadata.is_file() {
-                    let allocated = std::os::unix::fs::MetadataExt::blocks(&metadata).saturating_mul(512);
-                    let why = Why::Trash;
-                    self.found.push(Found { path, why, allocated });
-                }
-            }
-            self.folders.push(day);
+            self.take_all(&day, Why::Trash)?;
         }
         if all {
-            self.folders.push(trash.to_owned());
+            self.folders.push((Why::Trash, trash.to_owned()));
         }
+        Ok(())
+    }
+
+    /// Takes a folder with the files in it.
+    fn take_all(&mut self, folder: &Path, why: Why) -> Result<()> {
+        let cannot = |error| failed(error, folder);
+        for file in std::fs::read_dir(folder).map_err(cannot)? {
+            let path = file.map_err(cannot)?.path();
+            let metadata = path.symlink_metadata().map_err(cannot)?;
+            if metadata.is_file() {
+                let allocated = std::os::unix::fs::MetadataExt::blocks(&metadata).saturating_mul(512);
+                self.found.push(Found { path, why, allocated });
+            }
+        }
+        self.folders.push((why, folder.to_owned()));
         Ok(())
     }
 

@@ -22,9 +22,10 @@ Examples:
   catena gc /srv/vms --kept-for 30d --yes
   catena gc /srv/vms --domain vm1.xml --domain vm2.xml --unneeded --yes
 
-Found are parts of files that an operation left when it was cut off, and what
-'catena rm --trash' removed and was kept for long enough. Where the images or
-domains are named that are in use, so are images that none of them needs.
+Found are parts of files that an operation left when it was cut off, files of
+imports that were, and what 'catena rm --trash' removed and was kept for long
+enough. Where the images or domains are named that are in use, so are images
+that none of them needs.
 
 Nothing is deleted without --yes, and images that nothing needs only with
 --unneeded as well.")]

@@ -3,6 +3,7 @@
 
 use crate::common::Images;
 use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -198,5 +199,85 @@ fn resize_amend_and_check_are_cut_off_anywhere() {
             shown: &["top.qcow2"],
             result: "top.qcow2",
         });
+    }
+}
+
+/// The files in a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.is_file()).collect()
+}
+
+#[test]
+fn an_export_is_killed_anywhere() {
+    let images = images();
+    let words = "export -q top.qcow2 -o full.tar";
+    let begun = Instant::now();
+    assert_eq!(images.catena(&words.split(' ').collect::<Vec<_>>()).status, 0);
+    let took = begun.elapsed();
+    let whole = std::fs::read(images.file("full.tar")).unwrap();
+    for instant in 0..2 * INSTANTS {
+        std::fs::remove_file(images.file("full.tar")).unwrap();
+        let after = took * (2 * instant + 1) / (4 * INSTANTS);
+        let finished = cut_off(&images, words, Signal::KILL, after);
+        if images.file("full.tar.catena-part").exists() {
+            let found = images.catena(&["gc", "."]);
+            assert!(found.out.contains("full.tar.catena-part"), "{found:?}");
+        }
+        if !finished && !images.file("full.tar").exists() {
+            let again = images.catena(&words.split(' ').collect::<Vec<_>>());
+            assert_eq!(again.status, 0, "again {after:?} of {took:?}: {again:?}");
+        }
+        assert!(
+            std::fs::read(images.file("full.tar")).unwrap() == whole,
+            "{after:?}"
+        );
+        assert!(!images.file("full.tar.catena-part").exists(), "{after:?}");
+        shows_it(&images, "top.qcow2");
+    }
+}
+
+#[test]
+fn an_import_is_killed_anywhere() {
+    let images = images();
+    assert_eq!(
+        images
+            .catena(&["export", "-q", "top.qcow2", "-o", "full.tar"])
+            .status,
+        0
+    );
+    let words = "import -q full.tar -o restored";
+    let begun = Instant::now();
+    assert_eq!(images.catena(&words.split(' ').collect::<Vec<_>>()).status, 0);
+    let took = begun.elapsed();
+    images.run("mv", &["restored", "whole"]);
+    let is_whole = |when: &str| {
+        for file in files(&images.file("restored")) {
+            let whole = images.file("whole").join(file.file_name().unwrap());
+            let (file, whole) = (std::fs::read(file).unwrap(), std::fs::read(whole).unwrap());
+            assert!(file == whole, "{when}");
+        }
+        files(&images.file("restored")).len() == files(&images.file("whole")).len()
+    };
+    for instant in 0..2 * INSTANTS {
+        // The last ones are where files get their names.
+        let after = took * (2 * instant + 1) / (4 * INSTANTS);
+        let when = format!("{after:?} of {took:?}");
+        let finished = cut_off(&images, words, Signal::KILL, after);
+        let left = std::fs::read_dir(images.file("restored")).map_or(0, Iterator::count);
+        if !finished && (!is_whole(&when) || left > files(&images.file("restored")).len()) {
+            let again = images.catena(&words.split(' ').collect::<Vec<_>>());
+            assert_eq!(again.status, 0, "again {when}: {again:?}");
+        }
+        assert!(is_whole(&when), "{when}");
+        // Nothing else is there, what was cut off included.
+        assert_eq!(
+            std::fs::read_dir(images.file("restored")).unwrap().count(),
+            3,
+            "{when}"
+        );
+        shows_it(&images, "restored/top.qcow2");
+        std::fs::remove_dir_all(images.file("restored")).unwrap();
     }
 }

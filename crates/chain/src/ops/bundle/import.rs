@@ -6,6 +6,7 @@
 
 use super::manifest::{BundledFile, BundledLayer, Manifest, Since, format_of, wrong};
 use super::read::{Receiver, read};
+use super::staging::{self, Staging};
 use super::{view_of, with_names};
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
@@ -19,6 +20,7 @@ use catena_format::Format;
 use catena_format::qcow2::Header;
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage, sync_directory_of};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::fmt;
 use std::fs::Permissions;
 use std::io::Read;
@@ -95,17 +97,14 @@ pub fn import(
     observer: &dyn Observer,
 ) -> Result<Imported> {
     let made = make_folder(&request.folder)?;
-    let staging = tempfile::Builder::new()
-        .prefix(STAGING)
-        .tempdir_in(&request.folder)
-        .map_err(|error| {
-            catena_storage::Error::from_io(error, "create a folder in").with_path(&request.folder)
-        })?;
+    let left = staging::left_in(&request.folder);
+    let staging = Staging::make_in(&request.folder)?;
     let mut restored = Restored {
         request,
         policy,
         observer,
         staging: staging.path(),
+        goes_on: !left.is_empty(),
         files: Vec::new(),
         layers: Vec::new(),
         view: None,
@@ -121,6 +120,10 @@ pub fn import(
     }
     restored.check_reached()?;
     publish(&request.folder, staging.path(), &restored.files)?;
+    for (path, _held) in &left {
+        // All that it was to become is there; what cannot be removed is found by gc.
+        let _ = std::fs::remove_dir_all(path);
+    }
     if let Some(made) = made {
         made.keep();
     }
@@ -130,9 +133,6 @@ pub fn import(
         view: restored.view,
     })
 }
-
-/// How the name begins of a folder that files are written to before they have their places.
-const STAGING: &str = ".catena-import-";
 
 /// Says of which bundle an error is, unless it says of which file.
 fn named(error: Error, bundle: &str) -> Error {
@@ -148,6 +148,8 @@ struct Restored<'a> {
     policy: &'a Policy,
     observer: &'a dyn Observer,
     staging: &'a Path,
+    /// Whether an import was cut off here: files that have their names may be those that it restored.
+    goes_on: bool,
     /// Names of complete files, those first that others stand on.
     files: Vec<String>,
     layers: Vec<BundledLayer>,
@@ -226,7 +228,7 @@ impl Receiver for Restored<'_> {
         self.wanted
             .iter()
             .map(|name| self.request.folder.join(name))
-            .find(|path| path.symlink_metadata().is_ok())
+            .find(|path| !self.goes_on && path.symlink_metadata().is_ok())
             .map_or(Ok(()), |path| Err(is_there(&path)))
     }
 
@@ -488,12 +490,21 @@ fn make_folder(path: &Path) -> Result<Option<MadeFolder>> {
 fn publish(folder: &Path, staging: &Path, files: &[String]) -> Result<()> {
     let mut named = Named(Vec::new());
     for name in files {
+        sync_file(&staging.join(name))?;
+    }
+    for name in files {
         let (from, to) = (staging.join(name), folder.join(name));
-        sync_file(&from)?;
-        renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE).map_err(|error| match error {
-            rustix::io::Errno::EXIST => is_there(&to),
-            error => Error::from(catena_storage::Error::from_io(error.into(), "rename").with_path(&to)),
-        })?;
+        match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            // An import that was cut off got that far.
+            Err(Errno::EXIST) if is_same(&from, &to)? => continue,
+            Err(Errno::EXIST) => return Err(is_there(&to)),
+            Err(error) => {
+                return Err(catena_storage::Error::from_io(error.into(), "rename")
+                    .with_path(&to)
+                    .into());
+            }
+        }
         named.0.push(to);
     }
     if let Some(first) = named.0.first() {
@@ -507,6 +518,33 @@ fn sync_file(path: &Path) -> Result<()> {
     let file = LocalFile::open(path, &OpenOptions::new().write(true).lock(LockMode::None))?;
     Ok(file.flush()?)
 }
+
+/// Whether two files hold the same bytes.
+fn is_same(one: &Path, other: &Path) -> Result<bool> {
+    // A link is not what an import makes.
+    if !other.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(false);
+    }
+    let open = |path| LocalFile::open(path, &OpenOptions::new().lock(LockMode::None));
+    let (one, other) = (open(one)?, open(other)?);
+    let len = one.len()?;
+    if other.len()? != len {
+        return Ok(false);
+    }
+    let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut at = 0;
+    while at < len {
+        let (here, there) = (one.read_at(&mut a, at)?, other.read_at(&mut b, at)?);
+        if here != there || a.get(..here) != b.get(..there) {
+            return Ok(false);
+        }
+        at += PIECE as u64;
+    }
+    Ok(true)
+}
+
+/// Bytes that are compared at once.
+const PIECE: usize = 1 << 20;
 
 fn is_there(path: &Path) -> Error {
     Error::new(ErrorKind::Conflict, "a file of this name is there already")

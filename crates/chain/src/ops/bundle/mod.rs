@@ -10,6 +10,7 @@ mod manifest;
 mod names;
 mod read;
 mod spans;
+pub(super) mod staging;
 mod tape;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,66 @@
+//! The folder that an import writes to before its files have their names: who works in it holds a lock on it, so one that nobody
+//! holds was left by an import that was cut off.
+
+use crate::forest::STAGING;
+use catena_engine::{Error, ErrorKind, Result};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::io::Errno;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// Such a folder, held until it is dropped, and removed then with everything in it.
+#[derive(Debug)]
+pub(super) struct Staging {
+    folder: TempDir,
+    _held: Option<File>,
+}
+
+impl Staging {
+    /// A new one.
+    pub fn make_in(folder: &Path) -> Result<Self> {
+        let made = tempfile::Builder::new().prefix(STAGING).tempdir_in(folder);
+        let made = made
+            .map_err(|error| catena_storage::Error::from_io(error, "create a folder in").with_path(folder))?;
+        let held = match hold(made.path()) {
+            Ok(held) => Some(held),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::new(ErrorKind::Locked, "somebody clears it away").with_path(made.path()));
+            }
+            // Where there are no locks, nobody takes it for one that was left.
+            Err(_) => None,
+        };
+        Ok(Self {
+            folder: made,
+            _held: held,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Holds such a folder that was left. `None` where somebody works in it, or that cannot be known.
+pub(in crate::ops) fn left(folder: &Path) -> Option<File> {
+    hold(folder).ok()
+}
+
+/// Those that were left in a folder, held.
+pub(super) fn left_in(folder: &Path) -> Vec<(PathBuf, File)> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = entries.filter(|entry| {
+        let name = entry.file_name();
+        name.to_str().is_some_and(|name| name.starts_with(STAGING))
+    });
+    named
+        .filter_map(|entry| Some((entry.path(), left(&entry.path())?)))
+        .collect()
+}
+
+fn hold(folder: &Path) -> rustix::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(CWD, folder, flags, Mode::empty())?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file.into())
+}
