@@ -7,19 +7,17 @@ use libdeflater::Decompressor;
 use std::cell::RefCell;
 use zstd::zstd_safe::{self, DCtx};
 
-/// Decompresses a cluster. `input` may go on behind the stream, since its length is only known in sectors.
+/// Decompresses a cluster into `out`, which is as long as one. `input` may go on behind the stream, since its length is only known in sectors.
 ///
-/// The stream must yield at least `cluster_size` bytes; like QEMU, what it would yield beyond is not asked for.
-pub fn cluster(compression: Compression, input: &[u8], cluster_size: u64) -> Result<Vec<u8>> {
-    let size = usize::try_from(cluster_size)
-        .map_err(|_| Error::new(ErrorKind::TooLarge, "cluster does not fit in memory"))?;
-    let mut out = vec![0; size];
+/// The stream must yield at least that many bytes; like QEMU, what it would yield beyond is not asked for. What `out` holds after
+/// an error is not said.
+pub fn cluster(compression: Compression, input: &[u8], out: &mut [u8]) -> Result<()> {
     let complete = match compression {
-        Compression::Deflate => inflate(input, &mut out),
-        Compression::Zstd => unzstd(input, &mut out),
+        Compression::Deflate => inflate(input, out),
+        Compression::Zstd => unzstd(input, out),
     };
     if complete {
-        Ok(out)
+        Ok(())
     } else {
         Err(Error::new(
             ErrorKind::Corrupt,

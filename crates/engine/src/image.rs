@@ -36,8 +36,9 @@ pub trait Image: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The whole cluster whose compressed bytes lie there; exactly [`Image::cluster_size`] bytes.
-    fn decompress(&self, offset: HostOffset, _len: u32) -> Result<Vec<u8>> {
+    /// Fills `out`, exactly [`Image::cluster_size`] bytes, with the cluster whose compressed bytes lie there. What it holds after an
+    /// error is not said.
+    fn decompress(&self, offset: HostOffset, _len: u32, _out: &mut [u8]) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, "the format has no compressed clusters").at(offset.0))
     }
 }

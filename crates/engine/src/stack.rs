@@ -282,14 +282,16 @@ impl Stack {
         let layer = self.layer(extent.layer)?;
         let skip = usize::try_from(extent.start.0 % layer.image.cluster_size()).unwrap_or_default();
         let key = (extent.layer, offset);
+        let size = layer.image.cluster_size();
         let cluster = match self.decompressed.get(&key) {
             Some(cluster) => cluster,
+            // A cluster read whole is not asked for again soon.
+            None if skip == 0 && buf.len() as u64 == size => return layer.image.decompress(offset, len, buf),
             None => {
-                let cluster: Arc<[u8]> = layer.image.decompress(offset, len)?.into();
-                // A cluster read whole is not asked for again soon.
-                if buf.len() < cluster.len() {
-                    self.decompressed.insert(key, Arc::clone(&cluster));
-                }
+                let mut cluster = vec![0; usize::try_from(size).unwrap_or_default()];
+                layer.image.decompress(offset, len, &mut cluster)?;
+                let cluster: Arc<[u8]> = cluster.into();
+                self.decompressed.insert(key, Arc::clone(&cluster));
                 cluster
             }
         };

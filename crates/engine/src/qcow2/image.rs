@@ -342,11 +342,10 @@ impl Image for Qcow2 {
         Some(self.header.compression)
     }
 
-    fn decompress(&self, offset: HostOffset, len: u32) -> Result<Vec<u8>> {
+    fn decompress(&self, offset: HostOffset, len: u32, out: &mut [u8]) -> Result<()> {
         // The last sector counted may lie past the end of the file.
         let compressed = self.read_metadata(offset.0, len.into())?;
-        decompress::cluster(self.header.compression, &compressed, self.cluster_size())
-            .map_err(|error| error.at(offset.0))
+        decompress::cluster(self.header.compression, &compressed, out).map_err(|error| error.at(offset.0))
     }
 }
 

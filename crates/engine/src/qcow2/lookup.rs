@@ -250,6 +250,7 @@ impl Qcow2Disk {
 
     fn read_compressed(&self, host: u64, len: u32, at: u64, buf: &mut [u8]) -> Result<()> {
         let skip = usize::try_from(self.layout.cluster_bits.offset_in_cluster(at)).unwrap_or_default();
+        let size = usize::try_from(self.cluster_size()).unwrap_or_default();
         let mut rest = buf;
         let mut skip = skip;
         // Runs never join compressed clusters, so this is one turn.
@@ -259,13 +260,16 @@ impl Qcow2Disk {
                 None => {
                     let mut compressed = vec![0; len as usize];
                     self.storage.read_at(&mut compressed, host)?;
-                    let cluster: Arc<[u8]> =
-                        decompress::cluster(self.compression, &compressed, self.cluster_size())
-                            .map_err(|error| error.at(host))?
-                            .into();
-                    if rest.len() < cluster.len() {
-                        self.decompressed.insert(host, Arc::clone(&cluster));
+                    // A cluster read whole is not asked for again soon.
+                    if skip == 0 && rest.len() == size {
+                        return decompress::cluster(self.compression, &compressed, rest)
+                            .map_err(|error| error.at(host));
                     }
+                    let mut cluster = vec![0; size];
+                    decompress::cluster(self.compression, &compressed, &mut cluster)
+                        .map_err(|error| error.at(host))?;
+                    let cluster: Arc<[u8]> = cluster.into();
+                    self.decompressed.insert(host, Arc::clone(&cluster));
                     cluster
                 }
             };
