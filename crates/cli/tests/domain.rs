@@ -437,6 +437,35 @@ fn a_slice_beyond_the_end_is_found() {
 }
 
 #[test]
+fn a_data_file_that_the_xml_leaves_out_or_gives_otherwise_is_found_where_libvirt_reads_it() {
+    let images = Images::new();
+    images.img("create -q -f qcow2 -o data_file=data.raw top.qcow2 1M");
+    images.img("create -q -f raw other.raw 1M");
+    let folder = images.path().display();
+    let shown = |store: &str, more: &[&str]| {
+        let store = match store {
+            "" => String::new(),
+            name => format!(
+                "<dataStore type='file'><format type='raw'/><source file='{folder}/{name}'/></dataStore>"
+            ),
+        };
+        let text = format!(
+            "<disk><driver name='qemu' type='qcow2'/><source file='{folder}/top.qcow2'>{store}</source><backingStore/>\
+             <target dev='vda'/></disk>"
+        );
+        std::fs::write(images.file("vm.xml"), text).unwrap();
+        codes(&images.catena(&[&SHOW, more].concat()))
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(shown("data.raw", &[]), none);
+    assert_eq!(shown("", &[]), ["xml-data-store-missing"]);
+    assert_eq!(shown("other.raw", &[]), ["xml-data-store-differs"]);
+    for store in ["data.raw", "", "other.raw"] {
+        assert_eq!(shown(store, &["--libvirt", "9.0"]), none, "{store}");
+    }
+}
+
+#[test]
 fn volumes_are_where_libvirt_says() {
     let images = chain();
     let daemon = Daemon::start().unwrap();

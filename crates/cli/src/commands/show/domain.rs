@@ -2,11 +2,12 @@
 
 use super::model::Shown;
 use super::{Args, dot, look, svg, tree};
-use crate::domain::{self, Definition};
+use crate::domain::{self, Definition, Version};
 use crate::error::CommandError;
 use crate::output::{self, Drawing};
 use crate::text::printable;
 use catena::chain::End;
+use catena::doctor::Code;
 use catena::{Error, ErrorKind, Policy, Start, detect};
 use catena_virt::{Below, Disk, Document, disagreements, snapshot_disagreements};
 use serde::Serialize;
@@ -80,7 +81,7 @@ pub fn run(args: &Args, name: &str) -> Result<ExitCode, CommandError> {
     let live = domain::runs(&current).then_some(&current);
     let mut disks = Vec::new();
     for disk in chosen {
-        let mut shown = show(disk, document, &policy, Path::new(name));
+        let mut shown = show(disk, document, &policy, Path::new(name), args.libvirt);
         if !is_file {
             let of = |document: &Document| {
                 disk.target
@@ -154,11 +155,26 @@ pub fn no_disk(disk: &str, document: &Document) -> CommandError {
         .into()
 }
 
-fn show(disk: &Disk, document: &Document, policy: &Policy, from: &Path) -> ShownDisk {
+/// The disk as libvirt 9.0 reads it: data files are unknown to it.
+fn without_data_stores(disk: &Disk) -> Disk {
+    let mut disk = disk.clone();
+    for layer in &mut disk.layers {
+        layer.data_store = None;
+    }
+    disk
+}
+
+fn show(disk: &Disk, document: &Document, policy: &Policy, from: &Path, libvirt: Version) -> ShownDisk {
+    let old = (libvirt == Version::V9).then(|| without_data_stores(disk));
+    let disk = old.as_ref().unwrap_or(disk);
     let (chain, no_chain) = match disk.chain(policy) {
         Ok(chain) => {
             let mut shown = Shown::of(&chain, policy, from);
-            let findings = disagreements(disk, &chain, policy);
+            let mut findings = disagreements(disk, &chain, policy);
+            if libvirt == Version::V9 {
+                // What it cannot read, nobody need write for it.
+                findings.retain(|finding| finding.code != Code::XmlDataStoreMissing);
+            }
             let reused = snapshot_disagreements(document, document, policy)
                 .into_iter()
                 .filter(|(name, _)| disk.target.as_ref() == Some(name))

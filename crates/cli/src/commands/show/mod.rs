@@ -6,6 +6,7 @@ mod model;
 mod svg;
 mod tree;
 
+use crate::domain::Version;
 use crate::error::CommandError;
 use crate::output::{self, Drawing};
 use crate::target::{PolicyArgs, parse_format};
@@ -60,6 +61,15 @@ pub struct Args {
     /// The libvirt that knows the domain
     #[arg(long, value_name = "URI", requires = "domain")]
     connect: Option<String>,
+    /// Whose ways: those of libvirt 11.3 or 9.0, which knows no data files
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "VERSION",
+        requires = "domain"
+    )]
+    libvirt: Version,
     #[command(flatten)]
     policy: PolicyArgs,
     /// For the sake of other verbs' habit: nothing is locked anyway
