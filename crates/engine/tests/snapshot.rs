@@ -6,7 +6,7 @@ use catena_engine::qcow2::metadata::{Amend, amend};
 use catena_engine::qcow2::{CheckOptions, FindingKind, Qcow2, Repair, check, repair, shrink};
 use catena_engine::{Disk, ErrorKind, GuestOffset, Image, Stack};
 use catena_storage::{LocalFile, OpenOptions, Storage};
-use catena_testkit::images::{self, Features};
+use catena_testkit::images::{self, Features, Format};
 use catena_testkit::storage::{Content, Log};
 use catena_testkit::{Folder, qemu};
 use proptest::prelude::*;
@@ -123,8 +123,15 @@ proptest! {
                 other => other,
             };
             let done = step(&mine, spec.size, now, true);
-            prop_assert_eq!(done, step(&theirs, spec.size, now, false), "{:?}", now);
+            let done_too = step(&theirs, spec.size, now, false);
             clean(&mine);
+            // QEMU refers to the state that it goes back to before it lets go of the one that it leaves: counts of two bits have no room
+            // for the two snapshots, the active disk and one reference more, and it refuses what can be done.
+            let full = matches!(&spec.format, Format::Qcow2(qcow2) if qcow2.refcount_order == 1) && list(&mine).len() > 1;
+            if full && done && !done_too && matches!(now, Step::Apply(_)) {
+                return Ok(());
+            }
+            prop_assert_eq!(done, done_too, "{:?}", now);
             prop_assert_eq!(list(&mine), list(&theirs));
             prop_assert!(qemu::img(["compare", "-f", "qcow2", "-F", "qcow2", path(&mine), path(&theirs)]).is_ok());
         }
