@@ -11,6 +11,7 @@ mod copies;
 mod cut_off;
 mod diffs;
 mod forests;
+mod full;
 mod housekeeping;
 mod insides;
 mod moves;
