@@ -70,7 +70,9 @@ pub struct Plan {
 pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     let home = request.folders.first().cloned();
     let home = home.ok_or_else(|| Error::new(ErrorKind::NotFound, "no folder is named"))?;
-    let mut forest = Forest::grow(&Search::below(&request.folders), Some(policy), None);
+    // What is in use may lie elsewhere, and need what lies here.
+    let places = request.folders.iter().chain(&request.used);
+    let mut forest = Forest::grow(&Search::below(places), Some(policy), None);
     let journals = { folders_of(&forest) }
         .iter()
         .map(|folder| script::find(&[folder]))
@@ -170,9 +172,20 @@ impl Plan {
     fn find_unneeded(&mut self, forest: &Forest, used: &[PathBuf]) -> Result<()> {
         let mut needed = BTreeSet::new();
         for path in used {
-            if let Some(number) = forest.find(path)? {
-                needed.insert(number);
-                needed.extend(forest.needs(number));
+            let number = forest
+                .find(path)?
+                .ok_or_else(|| not_known(path, "it is no file and no block device"))?;
+            needed.insert(number);
+            needed.extend(forest.needs(number));
+        }
+        // What is behind a name that leads nowhere, or in a header that cannot be read, may be any of the others.
+        for image in needed.iter().filter_map(|number| forest.images().get(*number)) {
+            if let Some((edge, error)) = image.broken().next() {
+                let message = format!("'{}', which it names, cannot be reached: {error}", edge.text);
+                return Err(not_known(image.path(), &message));
+            }
+            if let Some(trouble) = &image.header.trouble {
+                return Err(not_known(image.path(), trouble));
             }
         }
         let mut unneeded: Vec<_> = { forest.images().iter().enumerate() }
@@ -197,6 +210,16 @@ impl Found {
             allocated: image.allocated,
         }
     }
+}
+
+/// What an image in use needs is not known, so nothing can be said to be unneeded.
+fn not_known(path: &Path, why: &str) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("what is in use here is not known: {why}"),
+    )
+    .with_path(path)
+    .with_hint("mend its chain first, or look for other leftovers without saying what is in use")
 }
 
 /// The folders in which anything was found.

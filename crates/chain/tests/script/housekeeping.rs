@@ -395,3 +395,23 @@ fn what_was_left_and_what_nothing_needs_is_found() {
         .unwrap();
     assert_eq!(listing(folder.path()), ["l0.qcow2", "l1.qcow2", "l2.qcow2"]);
 }
+
+#[test]
+fn what_is_used_from_elsewhere_is_needed_and_what_is_not_known_stops_it() {
+    let folder = chain(2);
+    std::fs::create_dir(folder.file("bases")).unwrap();
+    folder.img(&format!("{CREATE} bases/base.qcow2 256k"));
+    folder.img(&format!("{CREATE} bases/lost.qcow2 256k"));
+    folder.img(&format!("{CREATE} -b bases/base.qcow2 -F qcow2 vm.qcow2"));
+    let request = gc::Request {
+        folders: vec![folder.file("bases")],
+        kept_for: Duration::ZERO,
+        used: vec![folder.file("vm.qcow2")],
+    };
+    let plan = gc::plan(&request, &Policy::libvirt()).unwrap();
+    assert_eq!(found(&plan), [("lost.qcow2".into(), Why::Unneeded)]);
+    std::fs::rename(folder.file("bases/base.qcow2"), folder.file("bases/moved.qcow2")).unwrap();
+    let error = gc::plan(&request, &Policy::libvirt()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.full());
+    assert!(error.full().contains("base.qcow2"), "{}", error.full());
+}
