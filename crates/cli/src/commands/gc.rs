@@ -8,6 +8,8 @@ use crate::output::{self, Output};
 use crate::target::PolicyArgs;
 use crate::text::{self, count, printable, size};
 use catena::ops::gc::{self, Plan, Why};
+use catena::{Error, ErrorKind, Source};
+use catena_virt::Place;
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,9 @@ pub struct Args {
     /// A file of libvirt's XML whose images are in use; may be given several times
     #[arg(long, value_name = "FILE")]
     domain: Vec<PathBuf>,
+    /// The libvirt that is asked where the volumes are that domains name
+    #[arg(long, value_name = "URI", requires = "domain")]
+    connect: Option<String>,
     /// Delete what was found
     #[arg(long)]
     yes: bool,
@@ -77,11 +82,11 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.policy.load()?;
     let mut used = args.used.clone();
     for file in &args.domain {
-        used.extend(images_of(file)?);
+        used.extend(images_of(file, args.connect.as_deref())?);
     }
     if args.unneeded && used.is_empty() {
-        return Err(catena::Error::new(
-            catena::ErrorKind::Conflict,
+        return Err(Error::new(
+            ErrorKind::Conflict,
             "what nothing needs is not known unless it is said what is in use",
         )
         .with_hint("name the images with --used, or the domains with --domain")
@@ -108,14 +113,37 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The files that a document names.
-fn images_of(file: &Path) -> Result<Vec<PathBuf>, CommandError> {
-    let document = domain::read(file)?;
+/// The files that a document names. A disk of which that is not known stops it: its image could be any.
+fn images_of(file: &Path, connect: Option<&str>) -> Result<Vec<PathBuf>, CommandError> {
+    let document = domain::read_with_volumes(file, connect)?;
     let layers = document.disks.iter().flat_map(|disk| &disk.layers);
     let layers = layers.flat_map(|layer| std::iter::once(layer).chain(layer.data_store.as_deref()));
-    Ok(layers
-        .filter_map(|layer| layer.source()?.path().map(Path::to_owned))
-        .collect())
+    let mut images = Vec::new();
+    for layer in layers {
+        let unknown = match &layer.place {
+            Place::Volume {
+                pool,
+                volume,
+                found: None,
+                ..
+            } => format!("where the volume '{volume}' of the pool '{pool}' is, libvirt alone knows"),
+            Place::VhostUser { path } => {
+                format!(
+                    "which image is behind the socket '{}' is not known",
+                    path.display()
+                )
+            }
+            _ => {
+                images.extend(layer.source().and_then(Source::path).map(Path::to_owned));
+                continue;
+            }
+        };
+        return Err(Error::new(ErrorKind::Conflict, unknown)
+            .with_path(file)
+            .with_hint("--connect says which libvirt to ask; or name the domain's images with --used")
+            .into());
+    }
+    Ok(images)
 }
 
 fn print(plan: &Plan, deleted: &[Why], form: Output) -> Result<(), CommandError> {

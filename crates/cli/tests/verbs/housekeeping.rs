@@ -105,3 +105,17 @@ fn what_is_pruned_or_removed_leaves_the_stamps_of_overlays_true() {
         assert!(!doctor.contains("base-changed"), "{words}: {doctor}");
     }
 }
+
+#[test]
+fn a_domain_whose_image_is_not_known_leaves_nothing_unneeded() {
+    let images = chain();
+    let xml = "<disk type='volume'><driver type='qcow2'/><source pool='vms' volume='tuesday.qcow2'/>\
+               <target dev='vda' bus='virtio'/></disk>";
+    std::fs::write(images.path().join("guest.xml"), xml).unwrap();
+    let said = failed(&images, "gc . --domain guest.xml --unneeded --yes").err;
+    assert!(
+        said.contains("the volume 'tuesday.qcow2' of the pool 'vms'"),
+        "{said}"
+    );
+    assert!(images.path().join("tuesday.qcow2").exists());
+}
