@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 use catena::forest::{Image, Index, Search, Sizes, To};
+use catena::ops::create::{self, Existing, Kind, Preallocation, Qcow2Options};
 use catena::{Forest, Format, Policy};
 use catena_testkit::Folder;
 use std::path::Path;
@@ -174,6 +175,19 @@ fn an_index_saves_reading_and_never_answers_for_what_changed() {
     grow(&index);
     index.store().unwrap();
     assert!(!path.exists());
+    let options = Qcow2Options {
+        backing: Some(("middle.qcow2".to_owned(), Format::Qcow2)),
+        ..Qcow2Options::default()
+    };
+    let stamped = create::Request {
+        path: folder.file("stamped.qcow2"),
+        existing: Existing::Refuse,
+        size: None,
+        kind: Kind::Qcow2(Box::new(options)),
+        preallocation: Preallocation::Off,
+    };
+    let stamped = create::plan(&stamped, &Policy::libvirt()).unwrap();
+    stamped.execute().unwrap();
     // The time of change cannot be set, but that of the clock can be waited for.
     for name in ["base.raw", "middle.qcow2", "left.qcow2", "guests/right.qcow2"] {
         std::fs::File::options()
@@ -197,6 +211,7 @@ fn an_index_saves_reading_and_never_answers_for_what_changed() {
             .map(|image| (image.path().to_owned(), image.header.clone(), image.base()))
             .collect()
     };
+    assert!(image(&again, &folder, "stamped.qcow2").header.stamp.is_some());
     assert_eq!(shape(&again), shape(&fresh));
     folder.img("rebase -u -b base.raw -F raw left.qcow2");
     let changed = grow(&Index::load(&path));

@@ -1,5 +1,6 @@
 //! What an image's header says of itself, for the forest: its format, its size, and what it names.
 
+use super::stamps::Known;
 use super::walk::Stat;
 use crate::detect;
 use catena_engine::{Error, Result, StorageBytes};
@@ -18,6 +19,8 @@ pub struct Header {
     pub backing: Option<Recorded>,
     /// The name of its data file; empty where it has one of no name.
     pub data_file: Option<Vec<u8>>,
+    /// What its stamp says of its backing image's file.
+    pub stamp: Option<Known>,
     /// Why the rest of it is not known.
     pub trouble: Option<String>,
 }
@@ -39,6 +42,7 @@ impl Header {
             virtual_size: Some(len),
             backing: None,
             data_file: None,
+            stamp: None,
             trouble: None,
         }
     }
@@ -78,6 +82,7 @@ impl Header {
             virtual_size: description.virtual_size,
             backing,
             data_file,
+            stamp: header.and_then(Known::of),
             trouble: None,
         }
     }

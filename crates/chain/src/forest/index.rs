@@ -5,6 +5,7 @@
 //! decides over data reads the headers themselves.
 
 use super::header::{Header, Recorded};
+use super::stamps;
 use super::walk::Stat;
 use catena_engine::{Error, Result};
 use catena_format::Format;
@@ -16,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Changes with what is stored.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A file that changed so shortly before its header was read may change again within the same tick of its clock.
 const SETTLED: i128 = 2_000_000_000;
 /// An index that is longer is not ours.
@@ -43,6 +44,8 @@ struct Known {
     backing: Option<(Vec<String>, Option<String>)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     data_file: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stamp: Option<stamps::Known>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,6 +114,7 @@ impl Index {
                 format,
             }),
             data_file: known.data_file.clone().map(String::into_bytes),
+            stamp: known.stamp,
             trouble: None,
         })
     }
@@ -145,6 +149,7 @@ impl Index {
             size: header.virtual_size,
             backing,
             data_file,
+            stamp: header.stamp,
         };
         self.learned
             .lock()

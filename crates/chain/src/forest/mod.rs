@@ -11,11 +11,13 @@
 mod header;
 mod index;
 mod sizes;
+mod stamps;
 mod walk;
 
 pub use header::{Header, Recorded};
 pub use index::Index;
 pub use sizes::Sizes;
+pub use stamps::Known;
 pub use walk::{STAGING, TRASH};
 
 use crate::policy::{Policy, Role};

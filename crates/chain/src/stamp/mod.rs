@@ -268,11 +268,13 @@ fn differences(stamp: &Stamp, base: &Layer) -> Result<Option<Differences>> {
 /// Whether nobody can have written to a base since its stamp was taken. One that was written in the second of its stamp may have
 /// been written again within the same tick of the file system's clock.
 fn is_untouched(stamp: &Stamp, age: Age) -> bool {
+    is_settled(age.modified, stamp.taken) && is_as_old(stamp, age)
+}
+
+/// Whether a time of change, in nanoseconds, is so long before a stamp was taken that the file's clock has gone on since.
+pub(crate) fn is_settled(modified: Option<u64>, taken: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
-    let settled = age
-        .modified
-        .is_some_and(|modified| modified / SECOND + 1 < stamp.taken);
-    settled && is_as_old(stamp, age)
+    modified.is_some_and(|modified| modified / SECOND + 1 < taken)
 }
 
 /// Whether a base's length and time of change are those of its stamp.

@@ -3,7 +3,7 @@
 use crate::error::CommandError;
 use crate::target::PolicyArgs;
 use catena::forest::{Image, Index, Search};
-use catena::{Error, ErrorKind, Forest};
+use catena::{Error, ErrorKind, Forest, Policy};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,11 @@ pub struct ForestArgs {
 }
 
 impl ForestArgs {
+    /// What may be opened.
+    pub fn policy(&self) -> Result<Policy, CommandError> {
+        self.policy.load()
+    }
+
     /// Looks at these places and everything below them.
     pub fn grow(&self, places: &[PathBuf], indexed: bool) -> Result<Forest, CommandError> {
         let policy = self.policy.load()?;

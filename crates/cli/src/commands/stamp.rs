@@ -96,15 +96,7 @@ struct Shown {
 
 impl Shown {
     fn of(overlay: &Overlay, view: Option<bool>, written: bool) -> Self {
-        let (stamped, detail) = match &overlay.stamped {
-            Stamped::Not => ("not", None),
-            Stamped::Same => ("same", None),
-            Stamped::Touched => ("touched", None),
-            Stamped::OtherReference => ("other_reference", None),
-            Stamped::Emptied(differences) => ("emptied", Some(differences.to_string())),
-            Stamped::Changed(differences) => ("changed", Some(differences.to_string())),
-            Stamped::Unknown(why) => ("unknown", Some(why.clone())),
-        };
+        let (stamped, detail) = words(&overlay.stamped);
         let stamp = overlay.stamp.as_ref();
         Self {
             overlay: overlay.name.clone(),
@@ -135,6 +127,19 @@ impl Shown {
             None => "",
         };
         format!("{}: '{}' {said}{view}", self.overlay, self.base)
+    }
+}
+
+/// What a stamp says, as JSON has it, and what differs or why it is not known.
+pub fn words(stamped: &Stamped) -> (&'static str, Option<String>) {
+    match stamped {
+        Stamped::Not => ("not", None),
+        Stamped::Same => ("same", None),
+        Stamped::Touched => ("touched", None),
+        Stamped::OtherReference => ("other_reference", None),
+        Stamped::Emptied(differences) => ("emptied", Some(differences.to_string())),
+        Stamped::Changed(differences) => ("changed", Some(differences.to_string())),
+        Stamped::Unknown(why) => ("unknown", Some(why.clone())),
     }
 }
 

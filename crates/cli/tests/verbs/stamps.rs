@@ -68,6 +68,32 @@ fn a_changed_base_is_refused_told_and_accepted() {
 }
 
 #[test]
+fn a_tree_tells_what_stands_on_a_changed_base() {
+    let images = family();
+    done(&images, "create empty.qcow2 --backing base.qcow2 -F qcow2");
+    let of = |name: &str| {
+        let told = images.catena(&["tree", ".", "--no-index", "--output", "json"]);
+        let all = told.json()["images"].clone();
+        let all = all.as_array().unwrap();
+        let image = all.iter().find(|image| image["path"] == name).unwrap();
+        (told.status, image["stamped"].clone())
+    };
+    assert_eq!(of("monday.qcow2"), (0, json!("same")));
+    assert_eq!(of("base.qcow2"), (0, json!("not")));
+    // Touched, and then changed.
+    let base = std::fs::File::open(images.path().join("base.qcow2")).unwrap();
+    base.set_modified(std::time::SystemTime::now()).unwrap();
+    assert_eq!(of("monday.qcow2"), (0, json!("touched")));
+    images.io("qcow2", "base.qcow2", &["write -P 7 8M 64k"]);
+    assert_eq!(of("monday.qcow2"), (1, json!("changed")));
+    assert_eq!(of("empty.qcow2"), (1, json!("emptied")));
+    for form in ["human", "dot", "svg"] {
+        let drawn = failed(&images, &format!("tree . --no-index --output {form}"));
+        assert!(drawn.out.contains("not what it was"), "{form}: {drawn:?}");
+    }
+}
+
+#[test]
 fn a_full_stamp_notices_what_samples_do_not() {
     let images = Images::new();
     images.img("create -q -f raw base.raw 64M");

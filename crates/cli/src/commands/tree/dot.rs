@@ -27,7 +27,7 @@ pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
                 image.age()
             ),
         ];
-        let state = if image.broken().next().is_some() || image.trouble.is_some() {
+        let state = if image.broken().next().is_some() || image.trouble.is_some() || image.base_changed() {
             " color=\"#c0392b\""
         } else if !image.needed {
             " color=\"#2e8b57\""
@@ -35,9 +35,20 @@ pub fn draw(shown: &Shown, out: &mut dyn Write) -> io::Result<()> {
             ""
         };
         writeln!(out, "  i{number} [label={}{state}];", dot_label(&lines))?;
-        for (edge, style) in [(&image.backing, ""), (&image.data_file, " style=dotted")] {
+        let base = match image.base_changed() {
+            true => (
+                " color=\"#c0392b\" fontcolor=\"#c0392b\"",
+                Some("not what it was".to_owned()),
+            ),
+            false => ("", None),
+        };
+        for (edge, (style, note)) in [
+            (&image.backing, base),
+            (&image.data_file, (" style=dotted", None)),
+        ] {
             let Some(edge) = edge else { continue };
-            let label = dot_label(&[printable(edge.format.as_deref().unwrap_or_default())]);
+            let format = printable(edge.format.as_deref().unwrap_or_default());
+            let label = dot_label(&std::iter::once(format).chain(note).collect::<Vec<_>>());
             match edge.to {
                 Some(to) => writeln!(out, "  i{number} -> i{to} [label={label}{style}];")?,
                 None => {

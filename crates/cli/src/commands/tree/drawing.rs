@@ -72,6 +72,10 @@ pub fn draw(shown: &Shown, unicode: bool, out: &mut dyn Write) -> io::Result<()>
             size(shown.images.iter().map(|image| image.on_disk).sum())
         ),
     ];
+    let changed = shown.images.iter().filter(|image| image.base_changed()).count();
+    if changed > 0 {
+        summary.push(format!("{changed} on a base that is not what it was"));
+    }
     if broken > 0 {
         summary.push(format!("{broken} broken"));
     }

@@ -25,8 +25,9 @@ Examples:
   catena tree --pool default --pool backups
   find /srv -name '*.qcow2' | catena tree --list -
 
-Each base stands above its overlays. Only headers are read, and nothing is
-locked. Images are known by identity: one with several names, or behind a
+Each base stands above its overlays. Only headers are read, and samples of
+bases that were written since an overlay's stamp of them was taken; nothing
+stays locked. Images are known by identity: one with several names, or behind a
 link, is drawn once. What lies elsewhere is drawn where an image names it.
 
 'on disk' is the room an image takes; 'alone' is what would be free if it were
@@ -36,7 +37,8 @@ ago it was written last.
 What headers said is kept in an index in the cache folder, so that it is not
 read again while the files do not change.
 
-The exit status is 1 where an image names something that cannot be reached.")]
+The exit status is 1 where an image names something that cannot be reached, or
+stands on something that is not what it was by its stamp.")]
 pub struct Args {
     /// Folders, searched with everything below them, and single images
     #[arg(required_unless_present_any = ["list", "pool"])]
@@ -76,7 +78,8 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         places.push(domain::pool(args.connect.as_deref(), pool)?);
     }
     let forest = args.forest.grow(&places, !args.no_index)?;
-    let shown = Shown::of(&forest, args.all);
+    let stamped = forest.stamped(&args.forest.policy()?);
+    let shown = Shown::of(&forest, &stamped, args.all);
     let mut out = output::stdout();
     match args.output {
         Drawing::Human => drawing::draw(&shown, !args.ascii && output::is_unicode(), &mut out)?,

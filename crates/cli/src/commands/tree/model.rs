@@ -3,9 +3,11 @@
 //! The tree, the graph and the picture are drawn from this alone.
 
 use crate::commands::facts;
+use crate::commands::stamp::words;
 use crate::text::ago;
 use catena::Forest;
 use catena::forest::{Edge, Image, Sizes, To};
+use catena::stamp::Stamped;
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,6 +40,9 @@ pub struct ShownImage {
     pub modified: u64,
     pub backing: Option<ShownEdge>,
     pub data_file: Option<ShownEdge>,
+    /// What its stamp says of its backing image.
+    pub stamped: &'static str,
+    pub stamped_detail: Option<String>,
     pub overlays: Vec<String>,
     pub data_of: Vec<String>,
     pub needed: bool,
@@ -67,7 +72,7 @@ pub struct ShownEdge {
 
 impl Shown {
     /// Gathers it; with `all`, files that look like nothing in particular, too.
-    pub fn of(forest: &Forest, all: bool) -> Self {
+    pub fn of(forest: &Forest, stamped: &[Stamped], all: bool) -> Self {
         let name = |number: &usize| {
             let image = forest.images().get(*number);
             image.map_or_else(String::new, |image| image.path().display().to_string())
@@ -89,7 +94,8 @@ impl Shown {
             .enumerate()
             .zip(sizes)
             .filter(|((_, image), _)| all || image.is_image())
-            .map(|((number, image), sizes)| ShownImage {
+            .map(|((number, image), sizes)| (number, image, sizes, stamped.get(number).map(words)))
+            .map(|(number, image, sizes, stamped)| ShownImage {
                 path: image.path().display().to_string(),
                 other_names: image
                     .names
@@ -112,6 +118,8 @@ impl Shown {
                     .as_secs(),
                 backing: image.backing.as_ref().map(edge),
                 data_file: image.data_file.as_ref().map(edge),
+                stamped: stamped.as_ref().map_or("not", |(word, _)| word),
+                stamped_detail: stamped.and_then(|(_, detail)| detail),
                 overlays: image.overlays.iter().map(name).collect(),
                 data_of: image.data_of.iter().map(name).collect(),
                 needed: image.is_needed(),
@@ -144,9 +152,10 @@ impl Shown {
         }
     }
 
-    /// Whether an image names something that cannot be reached, or something could not be looked into.
+    /// Whether an image names something that cannot be reached, or that is not what it was, or something could not be looked into.
     pub fn is_wrong(&self) -> bool {
-        !self.errors.is_empty() || self.images.iter().any(|image| image.broken().next().is_some())
+        let is_wrong = |image: &ShownImage| image.broken().next().is_some() || image.base_changed();
+        !self.errors.is_empty() || self.images.iter().any(is_wrong)
     }
 }
 
@@ -155,6 +164,11 @@ impl ShownImage {
     pub fn age(&self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         ago(now.as_secs().saturating_sub(self.modified))
+    }
+
+    /// Whether it stands on an image that is not what it was.
+    pub fn base_changed(&self) -> bool {
+        self.stamped == "changed"
     }
 
     /// What it names that leads nowhere.

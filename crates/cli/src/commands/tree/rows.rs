@@ -95,6 +95,20 @@ pub fn notes(row: &Row<'_>) -> Vec<(bool, String)> {
         let why = edge.error.as_deref().unwrap_or_default();
         notes.push((true, format!("{what} '{}' cannot be reached: {why}", edge.text)));
     }
+    let detail = image.stamped_detail.as_deref().unwrap_or_default();
+    match image.stamped {
+        "changed" => notes.push((true, format!("its base is not what it was: {detail}"))),
+        "emptied" => {
+            let note = format!("its base is not what it was ({detail}), but it holds nothing");
+            notes.push((false, note));
+        }
+        "other_reference" => {
+            let note = "its base is another image than the one that its stamp is of";
+            notes.push((false, note.to_owned()));
+        }
+        "unknown" => notes.push((false, format!("its base is not held against its stamp: {detail}"))),
+        _ => {}
+    }
     if let Some(looks) = image.looks_like {
         notes.push((true, format!("looks like {looks}, used as {}", image.format)));
     }
