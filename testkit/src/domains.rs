@@ -7,7 +7,10 @@
 mod elements;
 mod images;
 
-use std::path::Path;
+use std::fs::Permissions;
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,8 +21,6 @@ use crate::{Dice, Folder};
 pub const PASSPHRASE: &str = "11111111-2222-3333-4444-555555555555";
 /// The use of the key to a Ceph cluster, and to an iSCSI server.
 pub const KEYS: [(&str, &str); 2] = [("ceph", "cluster key"), ("iscsi", "server key")];
-/// The pool whose folder is the forest's.
-pub const POOL: &str = "images";
 
 /// An image, as XML gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub struct Layer {
 /// Images, and the rest that disks are on.
 #[derive(Debug)]
 pub struct Forest {
+    seed: u64,
     folder: Folder,
     /// Images that nobody else writes, each with the layers below it: whole chains.
     whole: Vec<Vec<Layer>>,
@@ -50,7 +52,11 @@ pub struct Forest {
 
 /// A file as a block device, until it is dropped.
 #[derive(Debug)]
-struct LoopDevice(String);
+struct LoopDevice {
+    path: String,
+    /// Whose the device was: libvirt gives it away.
+    owner: (u32, u32),
+}
 
 impl LoopDevice {
     fn over(path: &Path) -> Self {
@@ -64,13 +70,23 @@ impl LoopDevice {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        Self(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let metadata = std::fs::metadata(&path).expect("a loop device");
+        Self {
+            path,
+            owner: (metadata.uid(), metadata.gid()),
+        }
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        Command::new("losetup").args(["--detach", &self.0]).status().ok();
+        let (user, group) = self.owner;
+        chown(&self.path, Some(user), Some(group)).ok();
+        Command::new("losetup")
+            .args(["--detach", &self.path])
+            .status()
+            .ok();
     }
 }
 
@@ -102,6 +118,7 @@ impl Server {
         while !socket.exists() && start.elapsed() < Duration::from_secs(30) {
             std::thread::sleep(Duration::from_millis(5));
         }
+        std::fs::set_permissions(socket, Permissions::from_mode(0o777)).expect("the socket");
         Self {
             process,
             socket: socket.display().to_string(),
@@ -123,14 +140,25 @@ impl Default for Forest {
 }
 
 impl Forest {
-    /// Makes the images.
+    /// Makes the images; those that are drawn are those of number 0.
     ///
     /// # Panics
     /// If a tool fails.
     #[must_use]
     pub fn new() -> Self {
+        Self::grown(0)
+    }
+
+    /// Makes the images of a number.
+    ///
+    /// # Panics
+    /// If a tool fails.
+    #[must_use]
+    pub fn grown(seed: u64) -> Self {
         let folder = Folder::new();
-        let (whole, odd) = images::plant(&folder);
+        // QEMU is somebody else, who finds its own images below.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("a mode");
+        let (whole, odd) = images::plant(&folder, &mut Dice::new(seed));
         std::fs::create_dir(folder.file("folder")).expect("a folder");
         folder.img("create -q -f raw served 1M");
         folder.img("create -q -f raw loop0 1M");
@@ -139,6 +167,7 @@ impl Forest {
         let loops = ["loop0", "loop1"].map(|name| LoopDevice::over(&folder.file(name)));
         let server = Server::of(&folder.file("served"), &folder.file("nbd.sock"));
         let mut forest = Self {
+            seed,
             folder,
             whole,
             odd,
@@ -153,22 +182,20 @@ impl Forest {
     fn over_the_rest(&mut self) {
         let folder = &self.folder;
         let block = |device: &LoopDevice, format| Layer {
-            path: device.0.clone(),
+            path: device.path.clone(),
             format,
             block: true,
             luks: false,
             store: None,
         };
         let (plain, qcow2) = (block(&self.loops[0], "raw"), block(&self.loops[1], "qcow2"));
-        folder.img(&format!("create -q -f qcow2 -b {} -F raw over-loop", plain.path));
+        images::overlay(folder, "over-loop", &plain.path, "raw");
         self.whole
             .push(vec![images::file(folder, "over-loop", "qcow2"), plain.clone()]);
         self.whole.push(vec![plain]);
         self.whole.push(vec![qcow2]);
-        folder.img(&format!(
-            "create -q -f qcow2 -b nbd+unix:///disk?socket={} -F raw over-nbd",
-            self.server.socket
-        ));
+        let served = format!("nbd+unix:///disk?socket={}", self.server.socket);
+        images::overlay(folder, "over-nbd", &served, "raw");
         self.odd.push(images::file(folder, "over-nbd", "qcow2"));
     }
 
@@ -194,19 +221,58 @@ impl Forest {
             &format!("<target>{of_iscsi}</target>"),
             "word",
         );
-        daemon.pool(POOL, self.path());
+        daemon.pool(&self.pool(), self.path());
     }
 
-    /// The guest of a number.
+    /// The name of the pool that has its folder.
+    fn pool(&self) -> String {
+        format!("images{}", self.seed)
+    }
+
+    /// Every file and device that disks are on.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let folders = [self.folder.path().to_owned(), self.folder.file("sub")];
+        let entries = folders
+            .iter()
+            .flat_map(|folder| std::fs::read_dir(folder).expect("the folder"));
+        let files = entries
+            .map(|entry| entry.expect("its entry"))
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            .map(|entry| entry.path());
+        files
+            .chain(self.loops.iter().map(|device| PathBuf::from(&device.path)))
+            .collect()
+    }
+
+    /// Gives everything to the user and group 0, and lets everybody else read and write it, or nobody.
+    ///
+    /// # Panics
+    /// If that is not allowed.
+    pub fn belongs_to_root(&self, private: bool) {
+        let mode = if private { 0o600 } else { 0o666 };
+        for path in self.files() {
+            chown(&path, Some(0), Some(0)).expect("an owner");
+            // Modes of devices are the machine's.
+            if !path.starts_with("/dev") {
+                std::fs::set_permissions(&path, Permissions::from_mode(mode)).expect("a mode");
+            }
+        }
+    }
+
+    /// The guest of a number, with so many disks; with fewer where one of them is odd.
     #[must_use]
-    pub fn guest(&self, seed: u64) -> Guest {
+    pub fn guest(&self, seed: u64, disks: Range<u64>) -> Guest {
         let mut dice = Dice::new(seed);
         let mut targets = elements::Targets::default();
         let mut used = Vec::new();
         let mut guest = Guest::default();
         // What is odd would hide what is wrong with the rest, and servers that are not there hide what QEMU does not open.
         let odd = dice.chance(35);
-        let count = dice.within(2..5);
+        let count = if odd {
+            dice.within(1..3)
+        } else {
+            dice.within(disks)
+        };
         for number in 0..count {
             let disk = elements::disk(self, &mut dice, &mut targets, &mut used, odd, number == 0);
             guest.devices.push_str(&disk);
@@ -214,6 +280,12 @@ impl Forest {
         if guest.devices.contains("<throttlefilter ") {
             guest.domain.push_str(elements::THROTTLE_GROUPS);
         }
+        guest.domain.push_str(match dice.below(12) {
+            // QEMU then runs as somebody else, who has the images.
+            0 => "<seclabel type='static' model='dac' relabel='yes'><label>+31000:+32000</label></seclabel>",
+            1 => "<seclabel type='dynamic' model='dac'/>",
+            _ => "",
+        });
         guest
     }
 }

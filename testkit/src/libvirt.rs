@@ -44,15 +44,19 @@ seccomp_sandbox = 0
 /// A user and group that nobody is, and that may not use KVM.
 pub const NOBODY: u32 = 54_321;
 const KVM: &str = "/dev/kvm";
-const EMULATOR: &str = "/usr/bin/qemu-system-x86_64";
-/// libvirtd with the folders of its state where `$1` says, and KVM's place taken by `$2`, if that is there.
+/// Where [`QEMU`] is for libvirt: one place, so that libvirt knows it again.
+const EMULATOR: &str = "/run/libvirt/emulator";
+/// libvirtd with the folders of its state where `$1` says, `$2` as the emulator, and KVM's place taken by `$3`, if that
+/// is there.
 const LIBVIRTD: &str = "
 for folder in etc run var/lib var/cache var/log; do
     mkdir -p /$folder/libvirt
     mount --bind $1/${folder#var/} /$folder/libvirt
 done
-if [ -n \"$2\" ]; then
-    mount --bind $2 /dev/kvm
+touch /run/libvirt/emulator
+mount --bind $2 /run/libvirt/emulator
+if [ -n \"$3\" ]; then
+    mount --bind $3 /dev/kvm
 fi
 exec libvirtd --pid-file $1/pid
 ";
@@ -88,6 +92,8 @@ if [ "$remote" ]; then
 fi
 exec /usr/bin/qemu-system-x86_64 "$@"
 "#;
+/// The number of the first file that is handed over.
+const FIRST_DESCRIPTOR: u32 = 3;
 /// A guest starts within a second; with several tests at once on a slow machine, within some.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -97,8 +103,6 @@ pub struct Daemon {
     root: TempDir,
     /// Waits for libvirtd, which ends when this thread does.
     process: Option<(Pid, JoinHandle<()>)>,
-    /// What the guests are run with.
-    emulator: PathBuf,
     /// How many guests and calls there were, whose names are so their own.
     count: AtomicU64,
 }
@@ -110,6 +114,8 @@ pub struct Guest {
     pub devices: String,
     /// What else a domain needs for them: `<throttlegroups>`.
     pub domain: String,
+    /// Files that libvirt is handed open, by the names of their groups.
+    pub groups: Vec<(String, PathBuf)>,
 }
 
 impl Guest {
@@ -117,7 +123,7 @@ impl Guest {
     pub fn with(devices: impl Into<String>) -> Self {
         Self {
             devices: devices.into(),
-            domain: String::new(),
+            ..Self::default()
         }
     }
 }
@@ -127,14 +133,18 @@ impl Guest {
 pub struct Started {
     /// Its live XML; or what libvirt said when it refused, one error a line.
     pub xml: Result<String, String>,
-    /// What libvirt gave QEMU, one option a line, as far as it came.
-    pub arguments: Vec<String>,
+    /// What libvirt gave QEMU, as far as it came.
+    pub arguments: Arguments,
 }
 
-impl Started {
-    /// The values that libvirt gave QEMU for an option such as `-blockdev`.
+/// What libvirt gives QEMU, each option with its value.
+#[derive(Clone, Debug, Default)]
+pub struct Arguments(Vec<String>);
+
+impl Arguments {
+    /// The values of an option such as `-blockdev`.
     pub fn values(&self, option: &str) -> Vec<String> {
-        let given = self.arguments.iter().filter_map(|line| {
+        let given = self.0.iter().filter_map(|line| {
             let value = line.strip_prefix(option)?.strip_prefix(' ')?;
             let quoted = value
                 .strip_prefix('\'')
@@ -181,8 +191,7 @@ impl Daemon {
         Self::configured("libvirt", 0, "dynamic_ownership = 0")
     }
 
-    /// As [`Daemon::start`], where QEMU runs as the user and group [`NOBODY`], and is given the images. What is on other
-    /// hosts it looks for.
+    /// As [`Daemon::start`], where QEMU runs as the user and group [`NOBODY`], and is given the images.
     ///
     /// # Errors
     /// If libvirt is not there or does not start.
@@ -210,23 +219,18 @@ impl Daemon {
         // One at a time, for the others find in the cache what the first was told.
         let lock = File::create(cache.join("lock"))?;
         lock.lock()?;
-        let (emulator, closed) = if user == 0 {
-            (emulator(&cache)?, None)
-        } else {
-            (EMULATOR.into(), closed(&cache)?)
-        };
+        let emulator = emulator(&cache)?;
+        let closed = if user == 0 { None } else { closed(&cache)? };
         let mut daemon = Self {
             process: None,
             root,
-            emulator,
             count: AtomicU64::new(0),
         };
-        daemon.process = Some(daemon.spawn(closed.as_deref())?);
+        daemon.process = Some(daemon.spawn(&emulator, closed.as_deref())?);
         daemon.wait()?;
         daemon
             .virsh(&format!(
-                "domcapabilities --virttype qemu --emulatorbin {}",
-                daemon.emulator.display()
+                "domcapabilities --virttype qemu --emulatorbin {EMULATOR}"
             ))?
             .map_err(|said| anyhow::anyhow!("libvirt finds no QEMU: {said}"))?;
         // QEMU puts itself in the background. Where the machine's first process is slow to bury the dead, libvirt waits
@@ -237,7 +241,7 @@ impl Daemon {
     }
 
     /// Starts libvirtd. The kernel ends it when the thread that started it ends, so it has one of its own.
-    fn spawn(&self, closed: Option<&Path>) -> Result<(Pid, JoinHandle<()>)> {
+    fn spawn(&self, emulator: &Path, closed: Option<&Path>) -> Result<(Pid, JoinHandle<()>)> {
         let log = File::create(self.root.path().join("libvirtd.log"))?;
         let mut command = Command::new("setpriv");
         command
@@ -251,6 +255,7 @@ impl Daemon {
             ])
             .args(["sh", "-e", "-c", LIBVIRTD, "sh"])
             .arg(self.root.path())
+            .arg(emulator)
             .args(closed)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -321,49 +326,86 @@ impl Daemon {
     /// # Errors
     /// What `virsh` said, one error a line.
     pub fn detect_disk(&self, disk: &str) -> Result<String, String> {
-        let started = self.run(&[Guest::with(disk)]).remove(0);
+        let (started, _) = self.run(&Guest::with(disk), || ());
         started.xml.map(|xml| disk_of(&xml).to_owned())
     }
 
-    /// Starts these guests, one after the other, and ends each again.
+    /// Starts a guest, calls `look` while it is there, and ends it again.
     ///
     /// # Panics
     /// If libvirt cannot be asked at all.
-    pub fn run(&self, guests: &[Guest]) -> Vec<Started> {
+    pub fn run<T>(&self, guest: &Guest, look: impl FnOnce() -> T) -> (Started, Option<T>) {
+        let (name, file) = self.write(guest);
+        let (first, last) = if guest.groups.is_empty() {
+            (format!("create --paused {file}"), String::new())
+        } else {
+            // Files are handed over before the guest starts, so it must be known by then.
+            let groups: String = (guest.groups.iter().zip(FIRST_DESCRIPTOR..))
+                .map(|((group, _), number)| format!("dom-fd-associate {name} {group} {number}; "))
+                .collect();
+            (
+                format!("define {file}; {groups}start --paused {name}"),
+                format!("; undefine {name}"),
+            )
+        };
+        let (_, said, errors) = self
+            .run_virsh(&format!("{first}; dumpxml {name}"), &guest.groups)
+            .expect("virsh runs");
+        // If it did not start, the rest failed as well, and only the first error tells. QEMU's words follow it.
+        let errors: Vec<_> = errors
+            .lines()
+            .map(|line| line.strip_prefix("error: ").unwrap_or(line))
+            .take_while(|line| !line.contains(&format!("failed to get domain '{name}'")))
+            .filter(|line| !line.is_empty())
+            .collect();
+        let seen = errors.is_empty().then(look);
+        if seen.is_some() || !last.is_empty() {
+            self.virsh(&format!("destroy {name}{last}"))
+                .expect("virsh runs")
+                .ok();
+        }
+        let log = self.root.path().join(format!("log/qemu/{name}.log"));
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        let arguments = log
+            .lines()
+            .map(|line| line.trim().trim_end_matches('\\').trim().to_owned());
+        let started = Started {
+            xml: if errors.is_empty() {
+                Ok(said)
+            } else {
+                Err(errors.join("\n"))
+            },
+            arguments: Arguments(arguments.collect()),
+        };
+        (started, seen)
+    }
+
+    /// What libvirt would give QEMU for each of these guests, which it does not start; or what it said when it refused.
+    /// It looks at no image: the chains are what their XML gives.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked at all.
+    pub fn translate(&self, guests: &[Guest]) -> Vec<Result<Arguments, String>> {
         let mut commands = String::new();
         let mut names = Vec::new();
         for guest in guests {
             let (name, file) = self.write(guest);
             commands.push_str(&format!(
-                "echo --err @{name}@; echo @{name}@; create --paused {file}; dumpxml {name}; destroy {name}; "
+                "echo --err @{name}@; echo @{name}@; domxml-to-native qemu-argv --xml {file}; "
             ));
             names.push(name);
         }
-        let (_, said, errors) = self.run_virsh(&commands).expect("virsh runs");
-        let started = names.iter().map(|name| {
-            // If it did not start, the others failed as well, and only the first error tells. QEMU's words follow it.
-            let errors: Vec<_> = between(&errors, &format!("@{name}@"))
-                .lines()
-                .map(|line| line.strip_prefix("error: ").unwrap_or(line))
-                .take_while(|line| !line.contains(&format!("failed to get domain '{name}'")))
-                .filter(|line| !line.is_empty())
-                .collect();
-            let log = self.root.path().join(format!("log/qemu/{name}.log"));
-            let log = std::fs::read_to_string(log).unwrap_or_default();
-            let arguments = log
-                .lines()
-                .map(|line| line.trim().trim_end_matches('\\').trim().to_owned())
-                .collect();
-            Started {
-                xml: if errors.is_empty() {
-                    Ok(between(&said, &format!("@{name}@")).to_owned())
-                } else {
-                    Err(errors.join("\n"))
-                },
-                arguments,
+        let (_, said, errors) = self.run_virsh(&commands, &[]).expect("virsh runs");
+        let translated = names.iter().map(|name| {
+            let mark = format!("@{name}@");
+            let errors: Vec<_> = lines(between(&errors, &mark)).collect();
+            if errors.is_empty() {
+                Ok(Arguments(options(between(&said, &mark))))
+            } else {
+                Err(errors.join("\n"))
             }
         });
-        started.collect()
+        translated.collect()
     }
 
     /// Defines a guest with each of these `<disk>` elements, and gives the element as libvirt then has it for the next
@@ -381,7 +423,7 @@ impl Daemon {
             ));
             names.push(name);
         }
-        let (_, said, errors) = self.run_virsh(&commands).expect("virsh runs");
+        let (_, said, errors) = self.run_virsh(&commands, &[]).expect("virsh runs");
         let verdicts = names.iter().map(|name| {
             let mark = format!("@{name}@");
             let error = lines(between(&errors, &mark))
@@ -403,17 +445,12 @@ impl Daemon {
     /// # Errors
     /// What `virsh` said, one error a line.
     pub fn running<T>(&self, devices: &str, beside: &str, look: impl FnOnce() -> T) -> Result<T, String> {
-        let (name, file) = self.write(&Guest {
-            devices: devices.to_owned(),
+        let guest = Guest {
             domain: beside.to_owned(),
-        });
-        self.virsh(&format!("create --paused {file}"))
-            .expect("virsh runs")?;
-        let seen = look();
-        self.virsh(&format!("destroy {name}"))
-            .expect("virsh runs")
-            .expect("the guest is there");
-        Ok(seen)
+            ..Guest::with(devices)
+        };
+        let (started, seen) = self.run(&guest, look);
+        seen.ok_or_else(|| started.xml.err().unwrap_or_default())
     }
 
     /// Defines a guest of that name, which stays.
@@ -421,7 +458,7 @@ impl Daemon {
     /// # Panics
     /// If libvirt cannot be asked, or refuses.
     pub fn define(&self, name: &str, guest: &Guest) {
-        let file = self.file(&self.domain(name, guest));
+        let file = self.file(&Self::domain(name, guest));
         self.virsh(&format!("define {file}"))
             .expect("virsh runs")
             .expect("libvirt takes the guest");
@@ -461,7 +498,7 @@ impl Daemon {
     /// # Errors
     /// If it cannot be run, or does not end.
     pub fn virsh(&self, commands: &str) -> Result<Result<String, String>> {
-        let (succeeded, output, said) = self.run_virsh(commands)?;
+        let (succeeded, output, said) = self.run_virsh(commands, &[])?;
         let errors: Vec<_> = lines(&said).collect();
         if succeeded && errors.is_empty() {
             return Ok(Ok(output));
@@ -488,28 +525,40 @@ impl Daemon {
     /// The name of a guest, and the file that defines it.
     fn write(&self, guest: &Guest) -> (String, String) {
         let name = format!("guest{}", self.number());
-        let file = self.file(&self.domain(&name, guest));
+        let file = self.file(&Self::domain(&name, guest));
         (name, file)
     }
 
-    fn domain(&self, name: &str, guest: &Guest) -> String {
-        let Guest { devices, domain } = guest;
+    fn domain(name: &str, guest: &Guest) -> String {
+        let Guest { devices, domain, .. } = guest;
         format!(
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>{domain}\
              <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
-             <devices><emulator>{}</emulator>{devices}\
-             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>",
-            self.emulator.display()
+             <devices><emulator>{EMULATOR}</emulator>{devices}\
+             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
         )
     }
 
-    /// Runs `virsh` with these commands: whether the last succeeded, what it wrote, and what it said of errors.
-    fn run_virsh(&self, commands: &str) -> Result<(bool, String, String)> {
+    /// Runs `virsh` with these commands, and these files open: whether the last succeeded, what it wrote, and what it said
+    /// of errors.
+    fn run_virsh(&self, commands: &str, open: &[(String, PathBuf)]) -> Result<(bool, String, String)> {
         let number = self.number();
         let file = |name: &str| self.root.path().join(format!("{number}.{name}"));
         let (stdout, stderr) = (file("out"), file("err"));
-        let mut virsh = Command::new("virsh")
-            .args(["--quiet", "--connect", &self.uri(), commands])
+        // A shell is asked to open them, for this program's own files are closed when it starts another.
+        let redirections = (FIRST_DESCRIPTOR..).zip(open).map(|(number, _)| {
+            let argument = number - FIRST_DESCRIPTOR + 1;
+            format!(" {number}<>\"${{{argument}}}\"")
+        });
+        let shell = format!(
+            "exec{}; exec virsh --quiet --connect \"$URI\" \"$COMMANDS\"",
+            redirections.collect::<String>()
+        );
+        let mut virsh = Command::new("sh")
+            .args(["-c", &shell, "sh"])
+            .args(open.iter().map(|(_, path)| path))
+            .env("URI", self.uri())
+            .env("COMMANDS", commands)
             .stdin(Stdio::null())
             .stdout(File::create(&stdout)?)
             .stderr(File::create(&stderr)?)
@@ -582,6 +631,32 @@ fn between<'a>(text: &'a str, mark: &str) -> &'a str {
     };
     let part = rest.find("@guest").map_or(rest, |next| &rest[..next]);
     part.strip_suffix("error: ").unwrap_or(part)
+}
+
+/// The words of a shell's command line, each option on a line with its value.
+fn options(line: &str) -> Vec<String> {
+    let mut options: Vec<String> = Vec::new();
+    let mut rest = line.trim();
+    while !rest.is_empty() {
+        let (mut quoted, mut escaped) = (false, false);
+        let end = rest
+            .find(|sign| {
+                quoted ^= sign == '\'' && !escaped;
+                escaped = sign == '\\' && !quoted;
+                sign == ' ' && !quoted
+            })
+            .unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        match options.last_mut() {
+            Some(option) if !word.starts_with('-') => {
+                option.push(' ');
+                option.push_str(word);
+            }
+            _ => options.push(word.to_owned()),
+        }
+        rest = after.trim_start();
+    }
+    options
 }
 
 /// The errors among what virsh said.

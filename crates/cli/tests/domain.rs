@@ -536,7 +536,7 @@ fn qemu_takes_the_nodes_of_generated_disks_in_every_form() {
     std::fs::write(images.file("key"), "secret").unwrap();
     let (mut taken, mut nested) = (0, 0);
     for seed in 1000..1060 {
-        let guest = forest.guest(seed);
+        let guest = forest.guest(seed, 1..4);
         // What is on servers, in pools or behind a helper cannot be opened here.
         if ["'network'", "'volume'", "'lun'", "nowhere", "uri-"]
             .iter()

@@ -198,9 +198,10 @@ fn inside(element: &mut XmlElement, labelled: bool, source: Option<&Source>, det
         for label in &details.seclabels {
             let mut seclabel = XmlElement::new("seclabel");
             seclabel.attribute_if("model", label.model.as_deref());
-            seclabel.attribute_if("relabel", label.relabel.map(yes_no));
             if label.skipped {
                 seclabel.attribute("labelskip", "yes");
+            } else {
+                seclabel.attribute("relabel", yes_no(label.relabel.unwrap_or(true)));
             }
             if let Some(text) = &label.label {
                 seclabel.child_text(&XmlElement::new("label"), text);

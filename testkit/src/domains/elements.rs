@@ -1,6 +1,6 @@
 //! `<disk>` elements, drawn.
 
-use super::{Forest, KEYS, Layer, PASSPHRASE, POOL};
+use super::{Forest, KEYS, Layer, PASSPHRASE};
 use crate::Dice;
 
 /// The groups that [`disk`] names.
@@ -75,10 +75,14 @@ pub(super) fn disk(
         0..60 => whole(forest, dice, used),
         60..82 if !odd => network(forest, dice),
         60..82 => whole(forest, dice, used),
-        82..88 => volume(dice),
+        82..88 => volume(forest, dice),
         88..93 => Parts {
             kind: "dir",
-            device: word(dice, &["disk", "floppy"]),
+            device: if targets.floppy < 2 {
+                word(dice, &["disk", "floppy"])
+            } else {
+                "disk"
+            },
             format: Some(word(dice, &["fat", "fat", "fat", "raw"])),
             source: format!("<source dir='{}'/>", forest.folder.file("folder").display()),
             backing: String::new(),
@@ -88,7 +92,11 @@ pub(super) fn disk(
         93..97 => lun(forest, dice),
         _ => Parts {
             kind: word(dice, &["file", "block"]),
-            device: word(dice, &["cdrom", "floppy"]),
+            device: if targets.floppy < 2 {
+                word(dice, &["cdrom", "floppy"])
+            } else {
+                "cdrom"
+            },
             format: *dice.one_of(&[None, Some("raw")]),
             source: String::new(),
             backing: String::new(),
@@ -98,7 +106,8 @@ pub(super) fn disk(
     };
     let (target, bus) = targets.next(match parts.device {
         "floppy" => "fdc",
-        "cdrom" => word(dice, &["ide", "sata", "scsi"]),
+        "cdrom" if targets.ide < 4 => word(dice, &["ide", "sata", "scsi"]),
+        "cdrom" => word(dice, &["sata", "scsi"]),
         "lun" => "scsi",
         // libvirt refuses some of these.
         "disk" if parts.readonly && dice.chance(95) => word(dice, &["virtio", "scsi"]),
@@ -269,9 +278,15 @@ fn source(dice: &mut Dice, layer: &Layer, whole: bool) -> String {
     if layer.format == "raw" && !layer.luks && dice.chance(25) {
         children.push_str("<slices><slice type='storage' offset='512' size='65536'/></slices>");
     }
-    if dice.chance(8) {
-        children.push_str("<seclabel model='dac' relabel='no'/>");
-    }
+    children.push_str(&match dice.below(30) {
+        0 | 1 => "<seclabel model='dac' relabel='no'/>".to_owned(),
+        2 => "<seclabel model='dac'/>".to_owned(),
+        3 | 4 => format!(
+            "<seclabel model='dac'><label>+{0}:+{0}</label></seclabel>",
+            20_000 + dice.below(9)
+        ),
+        _ => String::new(),
+    });
     if layer.luks {
         let engine = if dice.chance(50) { " engine='qemu'" } else { "" };
         let secret = if dice.chance(50) {
@@ -334,7 +349,7 @@ fn odd(forest: &Forest, dice: &mut Dice) -> Parts {
     }
 }
 
-fn volume(dice: &mut Dice) -> Parts {
+fn volume(forest: &Forest, dice: &mut Dice) -> Parts {
     let volume = word(
         dice,
         &[
@@ -355,7 +370,7 @@ fn volume(dice: &mut Dice) -> Parts {
         kind: "volume",
         device: word(dice, &["disk", "disk", "cdrom"]),
         format: if dice.chance(60) { Some(format) } else { None },
-        source: format!("<source pool='{POOL}' volume='{volume}'/>"),
+        source: format!("<source pool='{}' volume='{volume}'/>", forest.pool()),
         backing: String::new(),
         readonly: dice.chance(50),
         plain: false,
@@ -372,7 +387,7 @@ fn lun(forest: &Forest, dice: &mut Dice) -> Parts {
         kind: "block",
         device: "lun",
         format: Some("raw"),
-        source: format!("<source dev='{}'>{reservations}</source>", forest.loops[0].0),
+        source: format!("<source dev='{}'>{reservations}</source>", forest.loops[0].path),
         backing: String::new(),
         readonly: dice.chance(20),
         plain: false,

@@ -1,7 +1,16 @@
 //! The images of a forest.
 
 use super::Layer;
-use crate::Folder;
+use crate::{Dice, Folder};
+use std::fs::File;
+use std::path::Path;
+
+/// An image that is copied for each that only needs another reference.
+const PATTERN: &str = "pattern";
+/// Formats that libvirt knows by the word that is recorded.
+const BELOW: [&str; 7] = ["raw", "qcow2", "vmdk", "vdi", "vpc", "qed", "qcow"];
+/// How many chains are drawn.
+const DRAWN: u64 = 40;
 
 /// An image file, as XML gives it.
 pub(super) fn file(folder: &Folder, name: &str, format: &'static str) -> Layer {
@@ -24,7 +33,8 @@ fn qemu(format: &str) -> &str {
 }
 
 /// Whole chains, and active images of odd ones.
-pub(super) fn plant(folder: &Folder) -> (Vec<Vec<Layer>>, Vec<Layer>) {
+pub(super) fn plant(folder: &Folder, dice: &mut Dice) -> (Vec<Vec<Layer>>, Vec<Layer>) {
+    folder.img(&format!("create -q -f qcow2 {PATTERN} 1M"));
     let mut chains = Vec::new();
     let formats = [
         "raw", "qcow2", "vmdk", "vdi", "vpc", "qed", "qcow", "vhd", "ploop",
@@ -41,16 +51,20 @@ pub(super) fn plant(folder: &Folder) -> (Vec<Vec<Layer>>, Vec<Layer>) {
         let [next, ..] = below else {
             panic!("nothing is below")
         };
-        folder.img(&format!(
-            "create -q -f {format} -b {} -F {} {name} 1M",
-            next.path,
-            recorded(next)
-        ));
+        if format == "qcow2" {
+            overlay(folder, name, &next.path, recorded(next));
+        } else {
+            folder.img(&format!(
+                "create -q -f {format} -b {} -F {} {name} 1M",
+                next.path,
+                recorded(next)
+            ));
+        }
         let mut chain = vec![file(folder, name, format)];
         chain.extend(below.iter().cloned());
         chain
     };
-    for format in ["raw", "qcow2", "vmdk", "vdi", "vpc", "qed", "qcow"] {
+    for format in BELOW {
         chains.push(over(&format!("over-{format}"), "qcow2", &[base(format)]));
     }
     chains.push(over("qed-over-raw", "qed", &[base("raw")]));
@@ -80,38 +94,76 @@ pub(super) fn plant(folder: &Folder) -> (Vec<Vec<Layer>>, Vec<Layer>) {
     };
     chains.push(vec![stored("with-data")]);
     chains.push(over("over-data", "qcow2", &[stored("base-data")]));
-    let luks = |name: &str, format: &'static str, options: &str| {
-        let secret = "--object secret,id=s,data=secret";
-        folder.img(&format!(
-            "create -q {secret} -f {format} -o {options}key-secret=s {name} 1M"
-        ));
-        Layer {
-            luks: true,
-            ..file(folder, name, if format == "luks" { "raw" } else { format })
-        }
+    let luks = |name: &str, format| Layer {
+        luks: true,
+        ..file(folder, name, format)
     };
-    chains.push(vec![luks("luks", "luks", "iter-time=10,")]);
-    chains.push(vec![luks(
-        "luks.qcow2",
-        "qcow2",
-        "encrypt.iter-time=10,encrypt.format=luks,encrypt.",
-    )]);
-    let encrypted = luks("luks.base", "luks", "iter-time=10,");
-    folder.img(&format!(
-        "create -q -u -f qcow2 -b {} -F luks over-luks 1M",
-        encrypted.path
-    ));
-    chains.push(vec![file(folder, "over-luks", "qcow2"), encrypted]);
+    encrypted(&folder.file("luks"), "luks", "iter-time=10,");
+    chains.push(vec![luks("luks", "raw")]);
+    let within = "encrypt.iter-time=10,encrypt.format=luks,encrypt.";
+    encrypted(&folder.file("luks.qcow2"), "qcow2", within);
+    chains.push(vec![luks("luks.qcow2", "qcow2")]);
+    std::fs::copy(folder.file("luks"), folder.file("luks.base")).expect("a copy");
+    chains.push(over("over-luks", "qcow2", &[luks("luks.base", "raw")]));
     // A name that XML escapes, by a way that is not the shortest.
     std::fs::create_dir(folder.file("sub")).expect("a folder");
-    folder.img("create -q -f qcow2 -b ../raw.base -F raw sub/it's&<odd>");
+    overlay(folder, "sub/it's&<odd>", "../raw.base", "raw");
     chains.push(vec![file(folder, "sub/it's&<odd>", "qcow2")]);
+    let mut bases: Vec<_> = BELOW.into_iter().map(|format| vec![base(format)]).collect();
+    bases.extend([middle.clone(), vec![luks("luks.base", "raw")]]);
+    for number in 0..DRAWN {
+        chains.push(drawn(folder, dice, number, &bases));
+    }
     std::os::unix::fs::symlink("two-over-raw", folder.file("link")).expect("a link");
     let mut odd = odd(folder);
     // Nobody says how to decrypt them.
     odd.push(file(folder, "over-luks", "qcow2"));
     odd.push(file(folder, "luks.qcow2", "qcow2"));
     (chains, odd)
+}
+
+/// Some overlays over one of these chains, each with its reference written in one way or another.
+fn drawn(folder: &Folder, dice: &mut Dice, number: u64, bases: &[Vec<Layer>]) -> Vec<Layer> {
+    let mut chain = dice.one_of(bases).clone();
+    for layer in 0..dice.within(1..6) {
+        let below = &chain[0];
+        let name = format!("{}drawn{number}.{layer}", dice.one_of(&["", "", "sub/"]));
+        let here = folder.path().display().to_string();
+        let within = below.path.strip_prefix(&here).expect("it is of this folder");
+        let up = if name.starts_with("sub/") { ".." } else { "." };
+        let reference = match dice.below(3) {
+            0 => below.path.clone(),
+            1 => format!("{up}{within}"),
+            _ => format!("{here}/.{within}"),
+        };
+        overlay(folder, &name, &reference, recorded(below));
+        chain.insert(0, file(folder, &name, "qcow2"));
+    }
+    chain
+}
+
+/// A qcow2 image over another, which need not be there.
+pub(super) fn overlay(folder: &Folder, name: &str, reference: &str, format: &str) {
+    std::fs::copy(folder.file(PATTERN), folder.file(name)).expect("a copy");
+    write_reference(folder, name, reference, format);
+}
+
+/// An image whose passphrase is `secret`. The tool takes a second to find out how often it could have mixed it.
+fn encrypted(path: &Path, format: &str, options: &str) {
+    let cache = crate::cache_dir().expect("a folder for what is slow to make");
+    let known = cache.join(format!("encrypted.{format}"));
+    let lock = File::create(cache.join("encrypted.lock")).expect("a lock");
+    lock.lock().expect("the lock");
+    if !known.exists() {
+        let folder = Folder::new();
+        folder.img(&format!(
+            "create -q --object secret,id=s,data=secret -f {format} -o {options}key-secret=s new 1M"
+        ));
+        let new = cache.join("encrypted.new");
+        std::fs::copy(folder.file("new"), &new).expect("a copy");
+        std::fs::rename(new, &known).expect("its name");
+    }
+    std::fs::copy(known, path).expect("a copy");
 }
 
 /// The word that is recorded for a layer's format.
@@ -173,10 +225,9 @@ fn odd(folder: &Folder) -> Vec<Layer> {
         ("word-odd", "odd", "raw.base"),
     ];
     for (name, format, reference) in references {
-        folder.img(&format!("create -q -u -f qcow2 -b placeholder -F raw {name} 1M"));
         let reference = reference.replace('%', &folder.path().display().to_string());
         // qemu-img does not write what it does not know.
-        write_reference(folder, name, &reference, format);
+        overlay(folder, name, &reference, format);
         odd.push(file(folder, name, "qcow2"));
     }
     for (name, below, format) in [
@@ -185,7 +236,7 @@ fn odd(folder: &Folder) -> Vec<Layer> {
         ("forgot-chain", "middle", "qcow2"),
         ("forgot-vdi", "vdi.base", "vdi"),
     ] {
-        folder.img(&format!("create -q -f qcow2 -b {below} -F {format} {name}"));
+        overlay(folder, name, below, format);
         folder.forget_format(name);
         odd.push(file(folder, name, "qcow2"));
     }
