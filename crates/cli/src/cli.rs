@@ -65,6 +65,52 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// clap does not ask for what an option requires where that conflicts with something else that is given.
+    #[test]
+    fn options_that_would_do_nothing_beside_others_are_refused() {
+        for line in [
+            "show vm.qcow2 --disk vda",
+            "show vm.qcow2 --connect qemu:///system",
+            "show vm.qcow2 --libvirt 9.0",
+            "show --domain vm.xml --format raw",
+            "blockdev vm.qcow2 --disk vda",
+            "blockdev vm.qcow2 --connect qemu:///system",
+            "blockdev --domain vm.xml --format raw",
+            "access vm.qcow2 --disk vda",
+            "access vm.qcow2 --connect qemu:///system",
+            "access --domain vm.xml --format raw",
+            "access --domain vm.xml --read-only",
+            "access vm.qcow2 --output json --dry-run",
+            "access --undo file --dry-run",
+            "access --undo file --disk vda",
+            "access --undo file --user alice",
+            "access --undo file --undo-file other",
+            "snapshot-xml vm.xml --domain other",
+            "snapshot-xml vm.xml --output json",
+            "snapshot-xml --check file --name monday",
+            "snapshot-xml --check file --taken",
+            "snapshot --domain vm.xml --output json",
+            "snapshot --domain vm.xml --names {stem}",
+            "snapshot --domain vm.xml --raw file",
+            "rebase vm.qcow2 --no-backing -F qcow2",
+            "relink vm.qcow2 --no-backing -F qcow2",
+            "measure --size 1G --format raw",
+            "measure --size 1G --snapshot 1",
+            "convert vm.qcow2 new --existing -F qcow2",
+            "import bundle --verify -F qcow2",
+        ] {
+            let words = std::iter::once("catena").chain(line.split(' '));
+            let error = <Cli as clap::Parser>::try_parse_from(words)
+                .map(drop)
+                .unwrap_err();
+            assert_eq!(
+                error.kind(),
+                clap::error::ErrorKind::ArgumentConflict,
+                "{line}: {error}"
+            );
+        }
+    }
+
     #[test]
     fn what_follows_the_options_fits_a_terminal_as_it_is_written() {
         let mut command = Cli::command();

@@ -34,19 +34,19 @@ pub struct Args {
     #[arg(required_unless_present = "domain")]
     target: Option<PathBuf>,
     /// The active image's format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format, requires = "target")]
+    #[arg(short, long, value_parser = parse_format, conflicts_with = "domain")]
     format: Option<Format>,
     /// The disks of a domain: a file of XML ('-' is standard input)
     #[arg(long, value_name = "FILE", conflicts_with = "target")]
     domain: Option<PathBuf>,
     /// This disk of the domain alone, by its target
-    #[arg(long, requires = "domain")]
+    #[arg(long, conflicts_with = "target")]
     disk: Option<String>,
     /// How to write it
     #[arg(long = "as", value_enum, default_value_t, value_name = "FORM")]
     form: Form,
     /// The libvirt that knows the volumes of pools that the domain names
-    #[arg(long, value_name = "URI", requires = "domain")]
+    #[arg(long, value_name = "URI", conflicts_with = "target")]
     connect: Option<String>,
     /// Whose shapes: those of libvirt 11.3 or 9.0
     #[arg(long, value_enum, default_value_t, value_name = "VERSION")]

@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "FORMAT")]
     to: Option<NewFormat>,
     /// Write into an image or device that exists, and replace its content
-    #[arg(long, conflicts_with_all = ["backing", "option", "size"])]
+    #[arg(long, conflicts_with_all = ["backing", "backing_format", "option", "size"])]
     existing: bool,
     /// Take what the guest saw when this internal snapshot was taken, by id or name
     #[arg(long, value_name = "SNAPSHOT")]

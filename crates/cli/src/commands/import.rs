@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format, requires = "onto")]
     onto_format: Option<Format>,
     /// Check the bundles, and write nothing
-    #[arg(long, conflicts_with = "folder")]
+    #[arg(long, conflicts_with_all = ["folder", "onto_format"])]
     verify: bool,
     /// Print nothing but errors
     #[arg(short, long)]

@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(short, long, value_parser = parse_format, requires = "image")]
     format: Option<Format>,
     /// Bytes of an empty disk instead; k, M, G, T are understood
-    #[arg(short, long, value_name = "BYTES", value_parser = text::parse_size, conflicts_with = "image")]
+    #[arg(short, long, value_name = "BYTES", value_parser = text::parse_size, conflicts_with_all = ["image", "format", "snapshot"])]
     size: Option<u64>,
     /// The new image's format
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]

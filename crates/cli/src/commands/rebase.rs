@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format, requires = "backing")]
     backing_format: Option<Format>,
     /// Stand on no other image
-    #[arg(long, conflicts_with = "backing")]
+    #[arg(long, conflicts_with_all = ["backing", "backing_format"])]
     no_backing: bool,
     /// Rewrite the reference alone, and do not compare what the guest sees: you answer for it
     #[arg(short, long = "unsafe", conflicts_with = "compress")]

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(short = 'F', long, value_name = "FORMAT", value_parser = parse_format, requires = "backing")]
     backing_format: Option<Format>,
     /// Record no backing image
-    #[arg(long, conflicts_with = "backing")]
+    #[arg(long, conflicts_with_all = ["backing", "backing_format"])]
     no_backing: bool,
     #[command(flatten)]
     policy: PolicyArgs,

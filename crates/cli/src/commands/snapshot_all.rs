@@ -25,13 +25,19 @@ pub struct AllArgs {
     )]
     all: Vec<PathBuf>,
     /// What the overlays are called: {stem} is an image's name without its suffix, {file} all of it, {name} the snapshot's
-    #[arg(long, value_name = "TEMPLATE", default_value = active::NAMES, requires = "all")]
+    #[arg(long, value_name = "TEMPLATE", default_value = active::NAMES, conflicts_with = "domain")]
     names: String,
     /// A file below the folders that is a raw disk; may be given several times
-    #[arg(long, value_name = "FILE", requires = "all")]
+    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     raw: Vec<PathBuf>,
     /// How to print what is made
-    #[arg(long, value_enum, default_value_t, value_name = "FORM", requires = "all")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        conflicts_with = "domain"
+    )]
     output: Output,
 }
 

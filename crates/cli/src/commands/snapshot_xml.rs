@@ -36,7 +36,7 @@ Examples:
   catena snapshot-xml --check monday.xml --domain vm")]
 pub struct Args {
     /// The domain: a file with its XML, or a name that libvirt knows
-    #[arg(required_unless_present = "check", conflicts_with = "check")]
+    #[arg(required_unless_present = "check")]
     target: Option<String>,
     /// Which libvirt knows the domain, as virsh takes it
     #[arg(long, value_name = "URI")]
@@ -51,13 +51,19 @@ pub struct Args {
     #[arg(long)]
     taken: bool,
     /// Look at a <domainsnapshot>: which overlay stands on which image, and what is wrong with them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "name", "disks", "description", "taken"])]
     check: Option<PathBuf>,
     /// The domain that --check looks at, where the snapshot has none in it: a file or a name
-    #[arg(long, value_name = "FILE|NAME", requires = "check")]
+    #[arg(long, value_name = "FILE|NAME", conflicts_with = "target")]
     domain: Option<String>,
     /// How --check prints it
-    #[arg(long, value_enum, default_value_t, value_name = "FORM", requires = "check")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        conflicts_with = "target"
+    )]
     output: Output,
     #[command(flatten)]
     policy: PolicyArgs,

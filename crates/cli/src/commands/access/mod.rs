@@ -48,19 +48,19 @@ pub struct Args {
     #[arg(required_unless_present_any = ["domain", "undo"])]
     target: Option<PathBuf>,
     /// The active image's format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format, requires = "target")]
+    #[arg(short, long, value_parser = parse_format, conflicts_with = "domain")]
     format: Option<Format>,
     /// The guest only reads the disk
-    #[arg(long, requires = "target")]
+    #[arg(long, conflicts_with = "domain")]
     read_only: bool,
     /// The disks of a domain: a file of XML ('-' is standard input), or the name of a domain that libvirt knows
     #[arg(long, value_name = "FILE|NAME", conflicts_with = "target")]
     domain: Option<String>,
     /// This disk of the domain alone, by its target
-    #[arg(long, requires = "domain")]
+    #[arg(long, conflicts_with = "target")]
     disk: Option<String>,
     /// Which libvirt to ask for a domain, as virsh takes it
-    #[arg(long, value_name = "URI", requires = "domain")]
+    #[arg(long, value_name = "URI", conflicts_with = "target")]
     connect: Option<String>,
     /// As whom QEMU runs: USER or USER:GROUP; else what /etc/libvirt/qemu.conf says
     #[arg(long, value_name = "USER[:GROUP]")]
@@ -75,13 +75,20 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "MEANS", conflicts_with = "output")]
     apply: Option<Means>,
     /// Say what --apply would change, and change nothing
-    #[arg(long, requires = "apply")]
+    #[arg(long, requires = "apply", conflicts_with = "output")]
     dry_run: bool,
     /// Where --apply writes down how everything was: a new file
     #[arg(long, value_name = "FILE", default_value = UNDO_FILE)]
     undo_file: PathBuf,
     /// Put back everything that --apply changed, by the file that it wrote
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "domain", "apply", "output"])]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "target", "format", "read_only", "domain", "disk", "connect", "user", "dynamic_ownership", "output", "apply",
+            "dry_run", "undo_file",
+        ]
+    )]
     undo: Option<PathBuf>,
     #[command(flatten)]
     policy: PolicyArgs,

@@ -50,16 +50,16 @@ pub struct Args {
     #[arg(required_unless_present = "domain")]
     target: Option<PathBuf>,
     /// The active image's format; probed where it is not given
-    #[arg(short, long, value_parser = parse_format, requires = "target")]
+    #[arg(short, long, value_parser = parse_format, conflicts_with = "domain")]
     format: Option<Format>,
     /// Show the chains of a domain's disks: a file of XML ('-' is standard input), or a domain that libvirt knows
     #[arg(long, value_name = "FILE|NAME", conflicts_with = "target")]
     domain: Option<String>,
     /// Show this disk of the domain alone, by its target
-    #[arg(long, requires = "domain")]
+    #[arg(long, conflicts_with = "target")]
     disk: Option<String>,
     /// The libvirt that knows the domain
-    #[arg(long, value_name = "URI", requires = "domain")]
+    #[arg(long, value_name = "URI", conflicts_with = "target")]
     connect: Option<String>,
     /// Whose ways: those of libvirt 11.3 or 9.0, which knows no data files
     #[arg(
@@ -67,7 +67,7 @@ pub struct Args {
         value_enum,
         default_value_t,
         value_name = "VERSION",
-        requires = "domain"
+        conflicts_with = "target"
     )]
     libvirt: Version,
     #[command(flatten)]
