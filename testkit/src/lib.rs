@@ -51,6 +51,18 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+/// Set where a change is judged: every test does its work, or fails.
+const NOTHING_LEFT_OUT: &str = "CATENA_TEST_NOTHING_LEFT_OUT";
+
+/// Says that a test, or a part of it, cannot be done on this machine, and why.
+///
+/// # Panics
+/// Where nothing may be left out: `CATENA_TEST_NOTHING_LEFT_OUT` is set, as `cargo xtask test` does.
+pub fn not_tested(why: impl std::fmt::Display) {
+    assert!(std::env::var_os(NOTHING_LEFT_OUT).is_none(), "not tested: {why}");
+    eprintln!("not tested: {why}");
+}
+
 /// A temporary folder for images, in memory where there is room: every process that QEMU's tools start ends with a sync,
 /// and a chain takes dozens of them.
 ///

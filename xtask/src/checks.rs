@@ -67,6 +67,8 @@ pub fn deny() -> Result<()> {
 
 /// What proptest takes its seed from.
 const SEED: &str = "PROPTEST_RNG_SEED";
+/// What makes a test fail that this machine lacks something for, and that would pass without having done its work.
+const NOTHING_LEFT_OUT: &str = "CATENA_TEST_NOTHING_LEFT_OUT";
 
 /// The whole test suite, after installing what it needs. Nothing is skipped.
 ///
@@ -74,7 +76,7 @@ const SEED: &str = "PROPTEST_RNG_SEED";
 pub fn test() -> Result<()> {
     packages::install()?;
     run(cargo().args(["test", "--workspace", "--all-features", "--doc"]))?;
-    run(&mut runner())
+    run(runner().env(NOTHING_LEFT_OUT, "1"))
 }
 
 /// nextest, which runs the tests of all crates side by side, or else cargo's own runner.

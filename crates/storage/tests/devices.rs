@@ -97,7 +97,7 @@ fn report(result: Result<String, String>) {
 fn a_block_device_is_read_written_cleared_and_locked() {
     let device = match Loop::new() {
         Ok(device) => device,
-        Err(reason) => return eprintln!("not tested: {reason}"),
+        Err(reason) => return catena_testkit::not_tested(reason),
     };
     for direct in [false, true] {
         let options = OpenOptions::new().write(true).direct(direct).exclusive(true);
@@ -151,7 +151,7 @@ fn a_block_device_is_read_written_cleared_and_locked() {
 fn after_a_failed_flush_none_succeeds() {
     let device = match Loop::without_room() {
         Ok(device) => device,
-        Err(reason) => return eprintln!("not tested: {reason}"),
+        Err(reason) => return catena_testkit::not_tested(reason),
     };
     let file = LocalFile::open(&device.device, &OpenOptions::new().write(true)).unwrap();
     file.flush().unwrap();
@@ -168,7 +168,7 @@ fn after_a_failed_flush_none_succeeds() {
 fn qemu_is_kept_off_a_block_device_too() {
     let device = match Loop::new() {
         Ok(device) => device,
-        Err(reason) => return eprintln!("not tested: {reason}"),
+        Err(reason) => return catena_testkit::not_tested(reason),
     };
     let path = device.device.display().to_string();
     run("qemu-img", &["create", "-q", "-f", "qcow2", &path, "1M"]).unwrap();

@@ -6,6 +6,7 @@ use catena_storage::{
     Alignment, ErrorKind, LocalFile, LockMode, Locking, OpenOptions, Span, SpanKind, Storage, holders,
     sync_directory_of,
 };
+use catena_testkit::not_tested;
 use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -28,7 +29,7 @@ fn folders() -> Vec<TempDir> {
     let mut all = vec![tempfile::tempdir().unwrap()];
     match tempfile::tempdir_in("/dev/shm") {
         Ok(folder) => all.push(folder),
-        Err(error) => eprintln!("not tested on tmpfs: /dev/shm: {error}"),
+        Err(error) => not_tested(format!("tmpfs: /dev/shm: {error}")),
     }
     all
 }
@@ -292,7 +293,7 @@ fn create(path: &Path, direct: bool) -> Option<LocalFile> {
     match LocalFile::create(path, &writing().direct(direct)) {
         Ok(file) => Some(file),
         Err(error) if direct && error.kind() == ErrorKind::Unsupported => {
-            eprintln!("not tested: {error}");
+            not_tested(error);
             assert!(!path.exists());
             None
         }

@@ -307,7 +307,7 @@ fn a_file_locked_as_a_whole_by_others_is_left_alone() {
         .spawn();
     let mut child = match spawned {
         Ok(child) => child,
-        Err(error) => return eprintln!("not tested: python3: {error}"),
+        Err(error) => return catena_testkit::not_tested(format!("python3: {error}")),
     };
     let mut line = String::new();
     std::io::BufRead::read_line(
@@ -370,7 +370,7 @@ fn a_guest_that_has_the_image_is_called_by_its_name() {
         .spawn();
     let child = match spawned {
         Ok(child) => child,
-        Err(error) => return eprintln!("not tested: qemu-system-x86_64: {error}"),
+        Err(error) => return catena_testkit::not_tested(format!("qemu-system-x86_64: {error}")),
     };
     let mut qemu = Qemu::once_settled(child, &image.path);
     let error = image.open(LockMode::Write).unwrap_err();

@@ -170,7 +170,7 @@ proptest! {
                 let model = run(&file, &steps);
                 prop_assert!(std::fs::read(&path).unwrap() == model.0);
             }
-            Err(error) if error.kind() == ErrorKind::Unsupported => eprintln!("not tested: {error}"),
+            Err(error) if error.kind() == ErrorKind::Unsupported => catena_testkit::not_tested(error),
             Err(error) => panic!("{error}"),
         }
     }

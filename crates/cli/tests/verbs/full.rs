@@ -73,12 +73,12 @@ fn has_no_room(words: &str, work: &str, kept: &str, gone: &str, step: u32) {
         .env("STEP", step.to_string())
         .output();
     let Ok(output) = output else {
-        eprintln!("not tested: there is no unshare");
+        catena_testkit::not_tested("there is no unshare");
         return;
     };
     let answer = Answer::of(&output);
     if answer.status == 77 || answer.err.contains("unshare") {
-        eprintln!("not tested: {}", answer.err);
+        catena_testkit::not_tested(answer.err);
         return;
     }
     let numbers = answer.out.strip_prefix("too full ");
