@@ -4,6 +4,7 @@
 //! there ends the chain. That nothing compares XML with the headers is what [`disagreements`] is for.
 
 use crate::model::{Below, Disk, Document, Layer as XmlLayer, Place};
+use crate::volumes;
 use catena::chain::{Chain, End, Layer};
 use catena::detect::quoted;
 use catena::doctor::{Code, Cure, Finding, Severity};
@@ -90,6 +91,9 @@ pub fn disagreements(disk: &Disk, chain: &Chain, policy: &Policy) -> Vec<Finding
     let mut findings = Vec::new();
     for (number, (given, layer)) in disk.layers.iter().zip(&chain.layers).enumerate() {
         let at = || (number, layer.name());
+        if let Place::Volume { capacity, .. } = given.place {
+            findings.extend(volumes::size(number, capacity, layer));
+        }
         data_store(disk, number, given, layer, &mut findings);
         slice(number, layer, &mut findings);
         let Some(below) = disk.layers.get(number + 1) else {
@@ -128,7 +132,7 @@ pub fn disagreements(disk: &Disk, chain: &Chain, policy: &Policy) -> Vec<Finding
     findings
 }
 
-fn without_credentials(text: &str) -> String {
+pub(crate) fn without_credentials(text: &str) -> String {
     catena::reference::without_credentials(text).into_owned()
 }
 
@@ -303,7 +307,7 @@ fn data_store(disk: &Disk, number: usize, given: &XmlLayer, layer: &Layer, findi
 }
 
 /// Whether two sources are one image. What the policy does not let be reached is compared by name alone.
-fn is_same(recorded: &Source, given: &Source, policy: &Policy) -> bool {
+pub(crate) fn is_same(recorded: &Source, given: &Source, policy: &Policy) -> bool {
     if recorded.slice != given.slice {
         return false;
     }

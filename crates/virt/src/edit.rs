@@ -4,6 +4,7 @@
 //! was read, and gives a text; that text reads as a document that says what was asked for, and nothing else changed.
 
 use crate::model::{Below, Disk, Document, Layer as XmlLayer};
+use crate::snapshot::check_showable;
 use crate::write;
 use catena::Chain;
 use catena::chain::{End, Layer, OpenEnd};
@@ -134,13 +135,8 @@ impl<'a> Edit<'a> {
 
     /// Takes the chain out of a disk: libvirt looks for it below the active layer.
     pub fn strip(&mut self, disk: &Disk) {
-        let below = match (disk.layers.get(1), &disk.below) {
-            (Some(layer), _) => Some(layer.spans.element.clone()),
-            (None, Below::Closed(span)) => Some(span.clone()),
-            (None, Below::Unsaid) => None,
-        };
-        if let Some(span) = below {
-            let start = line_start(self.document.text(), span.start).unwrap_or(span.start);
+        for span in &disk.stores {
+            let start = lead(self.document.text(), span.start).map_or(span.start, |lead| lead.start);
             self.splice(start..span.end, String::new());
         }
     }
@@ -258,9 +254,8 @@ impl<'a> Edit<'a> {
                 let Some(span) = &old.spans.source else {
                     return refuse("the disk has neither <driver> nor <source>");
                 };
-                let indent = indent(self.document.text(), span.start)
-                    .map_or_else(String::new, |indent| format!("\n{indent}"));
-                let text = self.quoted(old, format!("<driver name='qemu' type='{word}'/>{indent}"));
+                let line = lead(self.document.text(), span.start).map_or("", |lead| lead.text);
+                let text = self.quoted(old, format!("<driver name='qemu' type='{word}'/>{line}"));
                 self.splice(span.start..span.start, text);
             }
         }
@@ -308,8 +303,9 @@ impl<'a> Edit<'a> {
     ///
     /// # Errors
     ///
-    /// Where the disk has no image, or a layer cannot be said in XML.
+    /// Where the disk has no image, or its guest would not see the same in the overlay; where a layer cannot be said in XML.
     pub fn put_over(&mut self, disk: &Disk, overlay: &Source, format: Format) -> Result<()> {
+        check_showable(disk).map_err(|error| EditError(error.to_string()))?;
         let active = layer(disk, 0)?;
         checked(overlay, format)?;
         let details = &active.details;
@@ -355,8 +351,7 @@ impl<'a> Edit<'a> {
         let Some(open) = fitted.trim().strip_suffix(CLOSE) else {
             return refuse("the layer has nothing that could stand in a <backingStore>");
         };
-        let line = indent(self.document.text(), below.start).map(|indent| format!("\n{indent}"));
-        let line = line.unwrap_or_default();
+        let line = lead(self.document.text(), below.start).map_or("", |lead| lead.text);
         self.splice(below.start..below.start, format!("{}{line}", open.trim_end()));
         self.splice(below.end..below.end, format!("{line}{CLOSE}"));
         Ok(())
@@ -389,8 +384,7 @@ impl<'a> Edit<'a> {
             return refuse("the layer has no <source>, behind which its backing image would stand");
         };
         let end = span.end;
-        let before =
-            indent(self.document.text(), span.start).map_or_else(String::new, |indent| format!("\n{indent}"));
+        let before = lead(self.document.text(), span.start).map_or("", |lead| lead.text);
         let text = self.fitted(layer, text);
         self.splice(end..end, format!("{before}{}", text.trim()));
         Ok(())
@@ -403,19 +397,17 @@ impl<'a> Edit<'a> {
         };
         let whole = self.document.text();
         let source = whole.get(span.clone()).unwrap_or_default();
-        let outer = indent(whole, span.start);
-        let unit = outer.and_then(|outer| self.unit(layer, outer));
-        let fitted = self.fitted(layer, text);
-        let (before, after) = match (outer, unit) {
-            (Some(outer), Some(unit)) => (format!("\n{outer}{unit}"), format!("\n{outer}")),
-            _ => (String::new(), String::new()),
-        };
+        let after = lead(whole, span.start);
+        let unit = after.and_then(|lead| self.unit(layer, lead.indent));
         // It stands one level deeper than what `fitted` makes.
-        let unit = before
-            .get(1 + outer.map_or(0, str::len)..)
-            .unwrap_or_default()
-            .to_owned();
-        let deeper = fitted.trim().replace('\n', &format!("\n{unit}"));
+        let (after, unit) = after
+            .zip(unit)
+            .map_or_else(Default::default, |(lead, unit)| (lead.text, unit));
+        let before = format!("{after}{unit}");
+        let deeper = self
+            .fitted(layer, text)
+            .trim()
+            .replace('\n', &format!("\n{unit}"));
         if let Some(open) = source.strip_suffix("/>") {
             let open_end = span.start + open.trim_end().len();
             self.splice(open_end..span.end, format!(">{before}{deeper}{after}</source>"));
@@ -429,7 +421,7 @@ impl<'a> Edit<'a> {
 
     /// The space by which an element stands deeper than the one around it.
     fn unit(&self, layer: &XmlLayer, inner: &str) -> Option<String> {
-        let outer = indent(self.document.text(), layer.spans.element.start)?;
+        let outer = lead(self.document.text(), layer.spans.element.start)?.indent;
         let unit = inner.strip_prefix(outer).filter(|unit| !unit.is_empty());
         Some(unit.unwrap_or("  ").to_owned())
     }
@@ -441,19 +433,21 @@ impl<'a> Edit<'a> {
             .spans
             .source
             .as_ref()
-            .and_then(|span| indent(self.document.text(), span.start));
+            .and_then(|span| lead(self.document.text(), span.start));
         let lines = text.lines().map(|line| {
             let plain = line.trim_start_matches(' ');
             (line.len().saturating_sub(plain.len()) / 2, plain)
         });
         match inner {
             None => lines.map(|(_, line)| line).collect(),
-            Some(inner) => {
-                let unit = self.unit(layer, inner).unwrap_or_else(|| "  ".to_owned());
+            Some(Lead {
+                line_break, indent, ..
+            }) => {
+                let unit = self.unit(layer, indent).unwrap_or_else(|| "  ".to_owned());
                 let lines: Vec<_> = lines
-                    .map(|(depth, line)| format!("{inner}{}{line}", unit.repeat(depth)))
+                    .map(|(depth, line)| format!("{indent}{}{line}", unit.repeat(depth)))
                     .collect();
-                lines.join("\n")
+                lines.join(line_break)
             }
         }
     }
@@ -526,14 +520,27 @@ fn escaped(path: &Path) -> Result<String> {
     }
 }
 
-/// The blanks before an element, where it is the first of its line.
-fn indent(text: &str, at: usize) -> Option<&str> {
-    let start = line_start(text, at)?;
-    text.get(start + 1..at)
+/// What stands before an element that is the first of its line.
+#[derive(Clone, Copy, Debug)]
+struct Lead<'a> {
+    /// Where the line break before it stands.
+    start: usize,
+    /// The line break and the blanks.
+    text: &'a str,
+    line_break: &'a str,
+    /// The blanks.
+    indent: &'a str,
 }
 
-/// The newline before an element, where nothing but blanks is between.
-fn line_start(text: &str, at: usize) -> Option<usize> {
-    let before = text.get(..at)?.trim_end_matches([' ', '\t']);
-    before.ends_with('\n').then(|| before.len() - 1)
+fn lead(text: &str, at: usize) -> Option<Lead<'_>> {
+    let before = text.get(..at)?;
+    let line = before.trim_end_matches([' ', '\t']).len();
+    let above = before.get(..line)?.strip_suffix('\n')?;
+    let start = above.strip_suffix('\r').unwrap_or(above).len();
+    Some(Lead {
+        start,
+        text: before.get(start..)?,
+        line_break: before.get(start..line)?,
+        indent: before.get(line..)?,
+    })
 }

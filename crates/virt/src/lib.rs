@@ -38,3 +38,4 @@ pub use model::{
     Transient, Volume, Zeroes,
 };
 pub use read::pool_folder;
+pub use volumes::volume_disagreements;

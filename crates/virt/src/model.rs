@@ -89,6 +89,8 @@ pub struct Disk {
     pub layers: Vec<Layer>,
     /// What the document says of what is below the last of them.
     pub below: Below,
+    /// Every `<backingStore>` that stands in the `<disk>` itself: libvirt takes the first.
+    pub stores: Vec<Range<usize>>,
     /// `<mirror>`: a copy or commit that runs. libvirt takes it from nobody.
     pub mirror: Option<Mirror>,
     /// `<readonly/>`; CD-ROMs always are.
@@ -212,6 +214,8 @@ pub enum Place {
         mode: Option<String>,
         /// Where it is, once libvirt was asked ([`Document::find_volumes`]).
         found: Option<Source>,
+        /// How many bytes its guest sees, as libvirt said then.
+        capacity: Option<u64>,
     },
     /// A disk that another process serves.
     VhostUser {
@@ -374,6 +378,8 @@ pub struct Volume {
     pub path: Option<PathBuf>,
     /// `<target><format>`.
     pub format: Option<Format>,
+    /// `<target><encryption>`: its format.
+    pub encryption: Option<String>,
     /// `<backingStore>`: its path, and its format where that is said; libvirt then takes the pool's, which is raw.
     pub backing: Option<(PathBuf, Option<Format>)>,
 }

@@ -5,8 +5,8 @@ use catena::Policy;
 use catena_testkit::Folder;
 use catena_testkit::dice::Dice;
 use catena_testkit::pool::Storage;
-use catena_virt::Document;
 use catena_virt::volume::{Request, volume};
+use catena_virt::{Document, volume_disagreements};
 use std::path::Path;
 
 /// The lines of a volume, with what is between tags put on one line, and empty elements written in one way.
@@ -282,10 +282,14 @@ fn is_valid_by_libvirts_schema_and_reads_back() {
         folder.run("virt-xml-validate", &["volume.xml", "storagevol"]);
         let read = Document::parse(&xml).unwrap();
         assert_eq!(read.name.as_deref(), name.to_str());
+        let volume = read.volume.unwrap();
         assert_eq!(
-            read.volume.unwrap().path.as_deref(),
+            volume.path.as_deref(),
             Some(folder.file(name.to_str().unwrap()).as_path())
         );
+        let policy = Policy::libvirt();
+        let found = volume_disagreements(&volume, &volume.chain(&policy).unwrap(), &policy);
+        assert_eq!(found, [], "{name:?}");
         count += 1;
     }
     assert!(count > 40, "{count}");

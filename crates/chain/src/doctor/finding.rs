@@ -310,6 +310,8 @@ codes! {
     XmlDataStoreDiffers = "xml-data-store-differs",
     /// XML gives a part of an image that reaches past its end.
     XmlSliceBeyondEnd = "xml-slice-beyond-end",
+    /// XML states another size than the image has.
+    XmlSizeDiffers = "xml-size-differs",
     /// The overlay that a snapshot is to reuse records another base.
     XmlSnapshotBaseDiffers = "xml-snapshot-base-differs",
 }

@@ -247,6 +247,7 @@ impl Disk {
                 spans,
             }],
             below: Below::Unsaid,
+            stores: Vec::new(),
             mirror: None,
             readonly: false,
             shareable: false,

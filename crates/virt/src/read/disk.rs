@@ -45,6 +45,7 @@ pub(super) fn read(element: Element<'_, '_>) -> Result<Disk> {
         driver,
         layers,
         below,
+        stores: element.children("backingStore").map(Element::span).collect(),
         mirror: element.child("mirror").map(mirror),
         readonly: device == Device::Cdrom || element.child("readonly").is_some(),
         shareable: element.child("shareable").is_some(),

@@ -51,8 +51,10 @@ impl<'a, 'i> Element<'a, 'i> {
         self.child(name)?.attribute(attribute)
     }
 
-    pub fn text(self) -> &'a str {
-        self.node.text().unwrap_or_default()
+    /// All text in it, whatever stands between.
+    pub fn text(self) -> String {
+        let nodes = self.node.descendants().filter(Node::is_text);
+        nodes.filter_map(|node| node.text()).collect()
     }
 
     pub fn attribute(self, name: &str) -> Option<&'a str> {
@@ -138,7 +140,7 @@ impl<'a, 'i> Element<'a, 'i> {
 
     /// A number of bytes as text, in the unit of the attribute `unit`.
     pub fn scaled(self, otherwise: &str) -> Result<u64> {
-        let bytes = number(self.text()).ok_or_else(|| self.malformed(otherwise))?;
+        let bytes = number(&self.text()).ok_or_else(|| self.malformed(otherwise))?;
         let unit = self.attribute("unit").unwrap_or("bytes");
         let scale = scale(unit)
             .ok_or_else(|| self.error(XmlErrorKind::InvalidArgument, format!("unknown suffix '{unit}'")))?;

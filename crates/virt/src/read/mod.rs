@@ -101,7 +101,7 @@ fn read(kind: Kind, root: Element<'_, '_>) -> Result<Document> {
     let mut document = Document {
         text: String::new(),
         kind,
-        name: root.child("name").map(|name| name.text().to_owned()),
+        name: root.child("name").map(Element::text),
         disks: Vec::new(),
         snapshot_disks: Vec::new(),
         volume: None,
@@ -187,7 +187,7 @@ fn volume(root: Element<'_, '_>) -> Result<Volume> {
             .ok_or_else(|| element.malformed(format!("unknown volume format type {word}")))
     };
     let backing = match root.child("backingStore") {
-        Some(store) => match store.child("path").map(|path| path.text()) {
+        Some(store) => match store.child("path").map(Element::text) {
             Some(path) => Some((path.into(), format(store)?)),
             None => None,
         },
@@ -209,6 +209,9 @@ fn volume(root: Element<'_, '_>) -> Result<Volume> {
             .and_then(|target| target.child("path"))
             .map(|path| path.text().into()),
         format: target.map_or(Ok(None), format)?,
+        encryption: target
+            .and_then(|target| target.child("encryption")?.attribute("format"))
+            .map(str::to_owned),
         backing,
     })
 }

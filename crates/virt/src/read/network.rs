@@ -142,14 +142,14 @@ fn read_cookies(element: Element<'_, '_>) -> Result<Vec<(String, String)>> {
         let quoted = value
             .strip_prefix('"')
             .and_then(|value| value.strip_suffix('"'))
-            .unwrap_or(value);
+            .unwrap_or(&value);
         if quoted.contains(|c| control(c) || "\",;\\".contains(c)) {
             return Err(cookie.malformed(format!("value of cookie '{name}' contains invalid characters")));
         }
         if cookies.iter().any(|(earlier, _)| earlier == name) {
             return Err(cookie.malformed(format!("duplicate cookie '{name}'")));
         }
-        cookies.push((name.to_owned(), value.to_owned()));
+        cookies.push((name.to_owned(), value));
     }
     Ok(cookies)
 }

@@ -37,7 +37,7 @@ fn label(element: Element<'_, '_>) -> Result<DomainLabel> {
     if kind == LabelKind::None && relabel == Some(true) {
         return Err(element.unsupported("resource relabeling is not compatible with 'none' label type"));
     }
-    let text = |name| element.child(name).map(|child| child.text().to_owned());
+    let text = |name| element.child(name).map(Element::text);
     let label = text("label");
     if kind == LabelKind::Static && label.is_none() {
         return Err(element.malformed("security label is missing"));

@@ -76,6 +76,7 @@ fn place(source: Element<'_, '_>, kind: &str) -> Result<Place> {
                     volume: volume.to_owned(),
                     mode: mode.map(str::to_owned),
                     found: None,
+                    capacity: None,
                 },
                 (None, None) => Place::Empty,
                 _ => {
@@ -356,7 +357,7 @@ fn seclabels(source: Element<'_, '_>) -> Result<Vec<Seclabel>> {
             ));
         }
         let relabel = element.yes_no("relabel")?;
-        let label = element.child("label").map(|label| label.text().to_owned());
+        let label = element.child("label").map(Element::text);
         if label.is_some() && relabel == Some(false) {
             return Err(element.malformed(format!(
                 "Cannot specify a label if relabelling is turned off. model={}",

@@ -9,7 +9,9 @@ use crate::text::printable;
 use catena::chain::End;
 use catena::doctor::Code;
 use catena::{Error, ErrorKind, Policy, Start, detect};
-use catena_virt::{Below, Disk, Document, disagreements, snapshot_disagreements};
+use catena_virt::{
+    Below, Disk, Document, Volume, disagreements, snapshot_disagreements, volume_disagreements,
+};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
@@ -79,7 +81,11 @@ pub fn run(args: &Args, name: &str) -> Result<ExitCode, CommandError> {
         Some(disk) => vec![document.disk(disk).ok_or_else(|| no_disk(disk, document))?],
     };
     let live = domain::runs(&current).then_some(&current);
-    let mut disks = Vec::new();
+    let mut disks: Vec<_> = document
+        .volume
+        .iter()
+        .map(|volume| show_volume(volume, document, &policy, Path::new(name)))
+        .collect();
     for disk in chosen {
         let mut shown = show(disk, document, &policy, Path::new(name), args.libvirt);
         if !is_file {
@@ -189,6 +195,27 @@ fn show(disk: &Disk, document: &Document, policy: &Policy, from: &Path, libvirt:
         device: disk.device.as_str(),
         given: disk.layers.len(),
         closed: matches!(disk.below, Below::Closed(_)),
+        no_chain,
+        chain,
+        views: None,
+    }
+}
+
+/// A storage pool's volume, and where its document and the image disagree.
+fn show_volume(volume: &Volume, document: &Document, policy: &Policy, from: &Path) -> ShownDisk {
+    let (chain, no_chain) = match volume.chain(policy) {
+        Ok(chain) => {
+            let mut shown = Shown::of(&chain, policy, from);
+            shown.add_findings(volume_disagreements(volume, &chain, policy));
+            (Some(shown), None)
+        }
+        Err(why) => (None, Some(why)),
+    };
+    ShownDisk {
+        disk: document.name.clone().unwrap_or_default(),
+        device: "volume",
+        given: 1,
+        closed: false,
         no_chain,
         chain,
         views: None,
