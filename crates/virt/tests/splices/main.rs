@@ -261,7 +261,7 @@ proptest! {
         let after = edit.finish().unwrap();
         let over = read(&after);
         let said = layers.len() > 1 || end == End::Closed || !disk.layers[0].details.seclabels.is_empty();
-        let expected: Vec<_> = if said { [&[new.clone()], &layers[..]].concat() } else { vec![new.clone()] };
+        let expected: Vec<_> = if said { [std::slice::from_ref(&new), &layers].concat() } else { vec![new.clone()] };
         prop_assert_eq!(paths(&over.disks[0]), expected);
         prop_assert_eq!(matches!(over.disks[0].below, Below::Closed(_)), end == End::Closed);
         let places = Places::of(&text);
