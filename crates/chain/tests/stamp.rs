@@ -488,7 +488,7 @@ fn overlays_that_were_forked_at_different_times_are_taken_for_what_they_are() {
         },
     };
     let plan = || fork::plan(&request, &Policy::libvirt());
-    plan().unwrap().execute(&Silent).unwrap();
+    plan().unwrap().execute(&Policy::libvirt(), &Silent).unwrap();
     assert_eq!(stamped(&folder, "vm-2"), Stamped::Same);
     std::fs::remove_file(folder.path().join("vm-2")).unwrap();
     // As if a second or more had passed, and somebody had touched the base.

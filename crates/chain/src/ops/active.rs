@@ -28,6 +28,18 @@ pub struct Request {
     pub raw: Vec<PathBuf>,
 }
 
+/// The request as its journal knows it.
+pub fn words(request: &Request) -> String {
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let all = |paths: &[PathBuf]| Vec::from_iter(paths.iter().map(absolute));
+    let Request { name, names, .. } = request;
+    format!(
+        "{name} {names} {:?} {:?}",
+        all(&request.folders),
+        all(&request.raw)
+    )
+}
+
 /// What was chosen.
 #[derive(Debug)]
 pub struct Chosen {

@@ -1,15 +1,15 @@
 //! Fork: many new overlays of one base at once, all of them or none.
-//!
-//! What is stopped or killed on the way is finished by the same request.
 
 use super::create::{self, Existing, Kind, Preallocation, Qcow2Options};
+use super::folder_of;
 use super::observer::Observer;
+use super::script::Script;
 use super::together::Together;
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What to make.
@@ -26,7 +26,22 @@ pub struct Request {
 /// New overlays, decided.
 #[derive(Debug)]
 pub struct Plan {
+    /// What is done.
+    pub script: Script,
     together: Together,
+    home: PathBuf,
+}
+
+/// The request as its journal knows it.
+pub fn words(request: &Request) -> String {
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let names = request.names.first().map(absolute).zip(request.names.last());
+    format!(
+        "{names:?} {} {:?} {:?}",
+        request.names.len(),
+        request.size,
+        request.options
+    )
 }
 
 /// Decides what to write.
@@ -65,7 +80,13 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     for name in &request.names {
         together.add(name, &image, None)?;
     }
-    Ok(Plan { together })
+    let mut script = Script::new("fork", words(request));
+    script.steps.extend(together.step()?);
+    Ok(Plan {
+        script,
+        together,
+        home: folder_of(first),
+    })
 }
 
 impl Plan {
@@ -74,14 +95,24 @@ impl Plan {
         self.together.missing().len()
     }
 
+    /// Those that are made.
+    pub fn missing(&self) -> impl Iterator<Item = &Path> {
+        self.together.missing().map(|(path, _)| path)
+    }
+
+    /// How many are there already.
+    pub fn there(&self) -> usize {
+        self.together.there()
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Makes them. What fails or is stopped leaves none of them.
-    pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
-        self.together.make(observer)
+    /// Makes them. What fails or is stopped leaves none of them; what is killed is finished by [`super::script::interrupted`].
+    pub fn execute(&self, policy: &Policy, observer: &dyn Observer) -> Result<()> {
+        self.script.execute(&self.home, policy, observer)
     }
 }
 

@@ -7,7 +7,7 @@
 use super::bundle::staging;
 use super::folder_of;
 use super::observer::Observer;
-use super::script::{self, FileId, Script, Step};
+use super::script::{self, FileId, Journal, Script, Step, interrupted};
 use crate::forest::{Forest, Image, Search};
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
@@ -108,9 +108,26 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
     Ok(plan)
 }
 
+const OPERATION: &str = "gc";
+
+fn words(home: &Path, reasons: &[Why]) -> String {
+    format!("{home:?} {reasons:?}")
+}
+
+/// The journal of the same deletion that was cut off.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] while it runs.
+pub fn unfinished(request: &Request, reasons: &[Why]) -> Result<Option<Journal>> {
+    let home = request.folders.first();
+    home.map_or(Ok(None), |home| {
+        interrupted(&[home], OPERATION, &words(home, reasons))
+    })
+}
+
 impl Plan {
     fn script(&self, reasons: &[Why]) -> Result<Script> {
-        let mut script = Script::new("gc", format!("{:?} {reasons:?}", self.home));
+        let mut script = Script::new(OPERATION, words(&self.home, reasons));
         for found in self.found.iter().filter(|found| reasons.contains(&found.why)) {
             let path = std::path::absolute(&found.path).map_err(|error| failed(error, &found.path))?;
             script.steps.push(Step::Delete {

@@ -58,8 +58,8 @@ pub use unsynced::Unsynced;
 
 use std::path::{Path, PathBuf};
 
-/// The folder that a file lies in.
-pub(crate) fn folder_of(path: &Path) -> PathBuf {
+/// The folder that a file lies in; `.` where its name has none.
+pub fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),

@@ -1,10 +1,11 @@
 //! Overlays of several images, one of each: what a snapshot of all disks of a guest is made of.
 //!
-//! All of them are made, or none; what was stopped is finished by the same request. From the plan to its end nobody may write
-//! what they stand on.
+//! All of them are made, or none, and then a text that names what they stand on may name them. From the plan to its end nobody may
+//! write what they stand on.
 
 use super::create::{self, Existing, Kind, Preallocation, Qcow2Options};
 use super::observer::Observer;
+use super::script::{Script, Step};
 use super::together::Together;
 use crate::policy::Policy;
 use crate::reference::Source;
@@ -78,20 +79,23 @@ fn recorded(base: &Path) -> Result<String> {
 /// Overlays, decided. What they stand on is locked.
 #[derive(Debug)]
 pub struct Plan {
+    /// What is done.
+    pub script: Script,
     together: Together,
-    bases: Vec<LocalFile>,
+    home: PathBuf,
+    _bases: Vec<LocalFile>,
 }
 
-/// Decides what to write.
+/// How journals of snapshots are called.
+pub const OPERATION: &str = "snapshot";
+
+/// Decides what to write. The journal is kept in the folder `home`, and knows the request by `words`.
 ///
 /// # Errors
 /// [`ErrorKind::Locked`] where somebody writes what an overlay is to stand on; [`ErrorKind::Conflict`], with the path,
 /// where something else than the untouched overlay has its name.
-pub fn plan(overlays: &[Overlay], policy: &Policy) -> Result<Plan> {
-    let mut plan = Plan {
-        together: Together::default(),
-        bases: Vec::new(),
-    };
+pub fn plan(overlays: &[Overlay], (home, words): (&Path, &str), policy: &Policy) -> Result<Plan> {
+    let (mut together, mut bases) = (Together::default(), Vec::new());
     let mut seen = BTreeSet::new();
     for overlay in overlays {
         if !seen.insert(&overlay.path) {
@@ -115,16 +119,23 @@ pub fn plan(overlays: &[Overlay], policy: &Policy) -> Result<Plan> {
             },
             policy,
         )?;
-        plan.together.add(&overlay.path, &Arc::new(image), Some(&base))?;
-        plan.bases.push(base);
+        together.add(&overlay.path, &Arc::new(image), Some(&overlay.base))?;
+        bases.push(base);
     }
-    Ok(plan)
+    let mut script = Script::new(OPERATION, words);
+    script.steps.extend(together.step()?);
+    Ok(Plan {
+        script,
+        together,
+        home: home.to_owned(),
+        _bases: bases,
+    })
 }
 
 impl Plan {
-    /// Whether all of them are there.
+    /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.together.missing().len() == 0
+        self.script.is_empty()
     }
 
     /// The new files that are not there yet.
@@ -132,9 +143,20 @@ impl Plan {
         self.together.missing().map(|(path, _)| path)
     }
 
-    /// Makes them. What fails or is stopped leaves none of them.
-    pub fn execute(&self, observer: &dyn Observer) -> Result<()> {
-        self.together.make(observer)
+    /// Has a text file get another text, once all of them are there. Its path is absolute.
+    pub fn replace(&mut self, file: &Path, from: &str, to: &str) {
+        if from != to {
+            self.script.steps.push(Step::Replace {
+                file: file.to_owned(),
+                from: from.to_owned(),
+                to: to.to_owned(),
+            });
+        }
+    }
+
+    /// Makes them. What fails or is stopped leaves none of them; what is killed is finished by [`super::script::interrupted`].
+    pub fn execute(&self, policy: &Policy, observer: &dyn Observer) -> Result<()> {
+        self.script.execute(&self.home, policy, observer)
     }
 }
 

@@ -9,4 +9,5 @@ mod journals;
 mod lab;
 mod moves;
 mod moves_killed;
+mod overlays;
 mod steps;

@@ -1,11 +1,11 @@
 //! What the verbs share that change images: options, how a plan is performed and told, and the backing image's format.
 
+use super::operation::Manner;
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::text;
 use catena::ops::relink::NewBacking;
-use catena::ops::script::{self, Direction};
 use catena::ops::{LayerChoice, Observer, OtherChildren};
 use catena::{Error, ErrorKind, Format, Policy, Reading, Reference, Source, Start, detect};
 use std::convert::Infallible;
@@ -45,6 +45,17 @@ impl ChangeArgs {
         self.quiet
     }
 
+    /// How an operation on several files is performed and told.
+    pub fn manner<'a>(&self, verb: &'static str, policy: &'a Policy, output: Output) -> Manner<'a> {
+        Manner {
+            verb,
+            policy,
+            dry_run: self.dry_run,
+            quiet: self.quiet,
+            output,
+        }
+    }
+
     /// Performs a plan unless it is only to be told, and tells it unless nobody listens.
     pub fn perform<P: Display>(
         &self,
@@ -60,26 +71,6 @@ impl ChangeArgs {
             out.flush()?;
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    /// Finishes a script that the same request began and that was cut off. `None` where there is none; there is none for a
-    /// dry run, which finds out what is left to do.
-    pub fn finish_cut_off(
-        &self,
-        verb: &'static str,
-        home: &Path,
-        (operation, request): (&str, &str),
-        policy: &Policy,
-    ) -> Result<Option<ExitCode>, CommandError> {
-        if self.dry_run {
-            return Ok(None);
-        }
-        let Some(journal) = script::interrupted(&[home], operation, request)? else {
-            return Ok(None);
-        };
-        let told = format!("what was cut off is finished:\n{}", journal.script());
-        let finish = |_: &String| journal.resume(Direction::Finish, policy, &self.progress(verb));
-        self.perform(&told, finish).map(Some)
     }
 
     /// The same for what takes its time.

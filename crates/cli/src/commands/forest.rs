@@ -3,6 +3,7 @@
 use crate::error::CommandError;
 use crate::target::PolicyArgs;
 use catena::forest::{Image, Index, Search};
+use catena::ops::folder_of;
 use catena::{Error, ErrorKind, Forest, Policy};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -68,14 +69,6 @@ pub fn warn(unknown: &[Error]) {
             anstream::stderr(),
             "catena: {error}; what lies there is not known"
         );
-    }
-}
-
-/// The folder that a file lies in.
-pub fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

@@ -1,13 +1,19 @@
 //! `catena fork`: many new overlays of one base.
 
 use super::change::{self, ChangeArgs};
+use super::operation::Operation;
 use super::options::{NewFormat, OptionArgs};
 use crate::error::CommandError;
+use crate::output::{self, Output};
 use crate::target::{PolicyArgs, parse_format};
 use crate::text;
 use catena::ops::create::Kind;
-use catena::ops::fork;
-use catena::{Error, ErrorKind, Format};
+use catena::ops::fork::{self, Plan};
+use catena::ops::script::interrupted;
+use catena::ops::{Observer, folder_of};
+use catena::{Error, ErrorKind, Format, Policy};
+use serde::Serialize;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,8 +27,9 @@ Examples:
   catena fork base.qcow2 -F qcow2
   catena fork base.qcow2 -F qcow2 -n 1000 --names 'vm-{n}.qcow2' --in guests
 
-All of them are made, or none. Where that was stopped, the same command
-finishes it: overlays that are there and that nobody has written are kept.
+All of them are made, or none. Where that was cut off, the same command or
+'catena resume' finishes it, which also takes it back. Overlays that are there
+and that nobody has written are kept.
 
 Numbers in names have as many digits as the largest needs. The base is
 recorded by its name where it lies in the overlays' folder, else by its whole
@@ -54,6 +61,17 @@ pub struct Args {
     policy: PolicyArgs,
     #[command(flatten)]
     change: ChangeArgs,
+    /// How to print what is made
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+}
+
+#[derive(Serialize)]
+struct Report {
+    /// Those that are made.
+    overlays: Vec<PathBuf>,
+    /// How many were there before.
+    there: usize,
 }
 
 /// Makes them.
@@ -72,9 +90,28 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         size: args.size,
         options: *options,
     };
-    let plan = fork::plan(&request, &policy)?;
-    args.change
-        .perform_watched("forking", &plan, |plan, observer| plan.execute(observer))
+    let words = fork::words(&request);
+    let begun = interrupted(&[folder_of(&first)], "fork", &words)?;
+    let manner = args.change.manner("forking", &policy, args.output);
+    manner.perform(begun, || Ok(fork::plan(&request, &policy)?))
+}
+
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        Plan::execute(self, policy, observer)
+    }
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", text::printable(&self.to_string()))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let report = Report {
+            overlays: self.missing().map(Path::to_owned).collect(),
+            there: self.there(),
+        };
+        output::json(&report, &mut out)
+    }
 }
 
 fn names(args: &Args) -> Result<Vec<PathBuf>, Error> {

@@ -1,17 +1,19 @@
 //! `catena gc`: finds what housekeeping left, and what nothing needs.
 
-use super::change::{self, ChangeArgs};
+use super::change::ChangeArgs;
 use super::forest;
+use super::operation::{Manner, Operation};
 use crate::domain;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::target::PolicyArgs;
 use crate::text::{self, count, printable, size};
+use catena::ops::Observer;
 use catena::ops::gc::{self, Plan, Why};
-use catena::{Error, ErrorKind, Source};
+use catena::{Error, ErrorKind, Policy, Source};
 use catena_virt::Place;
 use serde::Serialize;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -97,20 +99,31 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         kept_for: args.kept_for,
         used,
     };
-    let plan = gc::plan(&request, &policy)?;
-    forest::warn(&plan.unknown);
+    let yes = args.yes && !args.change.is_dry_run();
     let mut reasons = Vec::new();
-    if args.yes && !args.change.is_dry_run() {
+    if yes {
         reasons.extend([Why::Part, Why::Trash]);
         reasons.extend(args.unneeded.then_some(Why::Unneeded));
-        let progress = args.change.progress("deleting");
-        plan.execute(&reasons, &policy, &progress)
-            .map_err(change::stopped)?;
     }
-    if !args.change.is_quiet() {
-        print(&plan, &reasons, args.output)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let manner = Manner {
+        dry_run: !yes,
+        ..args.change.manner("deleting", &policy, args.output)
+    };
+    let begun = match yes {
+        true => gc::unfinished(&request, &reasons)?,
+        false => None,
+    };
+    manner.perform(begun, || {
+        let plan = gc::plan(&request, &policy)?;
+        forest::warn(&plan.unknown);
+        Ok(Deletion { plan, reasons })
+    })
+}
+
+/// What was found, and for which reasons it goes.
+struct Deletion {
+    plan: Plan,
+    reasons: Vec<Why>,
 }
 
 /// The files that a document names. A disk of which that is not known stops it: its image could be any.
@@ -146,45 +159,49 @@ fn images_of(file: &Path, connect: Option<&str>) -> Result<Vec<PathBuf>, Command
     Ok(images)
 }
 
-fn print(plan: &Plan, deleted: &[Why], form: Output) -> Result<(), CommandError> {
-    let mut out = output::stdout();
-    let shown = |path: &Path| path.display().to_string();
-    match form {
-        Output::Json => {
-            let found = plan.found.iter().map(|found| Row {
-                path: shown(&found.path),
-                why: match found.why {
-                    Why::Part => "part",
-                    Why::Trash => "trash",
-                    Why::Unneeded => "unneeded",
-                },
-                allocated: found.allocated,
-                deleted: deleted.contains(&found.why),
-            });
-            let report = Report {
-                found: found.collect(),
-                journals: plan.journals.iter().map(|path| shown(path)).collect(),
-            };
-            output::json(&report, &mut out)?;
-        }
-        Output::Human => {
-            for found in &plan.found {
-                let verb = if deleted.contains(&found.why) {
-                    "deleted "
-                } else {
-                    ""
-                };
-                let (path, size) = (printable(&shown(&found.path)), size(found.allocated));
-                writeln!(out, "{verb}{path}: {size}; {}", found.why)?;
-            }
-            for journal in &plan.journals {
-                let path = printable(&shown(journal));
-                writeln!(out, "{path}: an operation was cut off; 'catena resume' goes on")?;
-            }
-            let all: u64 = plan.found.iter().map(|found| found.allocated).sum();
-            let files = count(plan.found.len() as u64, "file");
-            writeln!(out, "{files}, {} on disk", size(all))?;
-        }
+impl Operation for Deletion {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        self.plan.execute(&self.reasons, policy, observer)
     }
-    Ok(out.flush()?)
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        for found in &self.plan.found {
+            let verb = if self.reasons.contains(&found.why) {
+                "deleted "
+            } else {
+                ""
+            };
+            let (path, size) = (printable(&shown(&found.path)), size(found.allocated));
+            writeln!(out, "{verb}{path}: {size}; {}", found.why)?;
+        }
+        for journal in &self.plan.journals {
+            let path = printable(&shown(journal));
+            writeln!(out, "{path}: an operation was cut off; 'catena resume' goes on")?;
+        }
+        let all: u64 = self.plan.found.iter().map(|found| found.allocated).sum();
+        let files = count(self.plan.found.len() as u64, "file");
+        writeln!(out, "{files}, {} on disk", size(all))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let found = self.plan.found.iter().map(|found| Row {
+            path: shown(&found.path),
+            why: match found.why {
+                Why::Part => "part",
+                Why::Trash => "trash",
+                Why::Unneeded => "unneeded",
+            },
+            allocated: found.allocated,
+            deleted: self.reasons.contains(&found.why),
+        });
+        let report = Report {
+            found: found.collect(),
+            journals: self.plan.journals.iter().map(|path| shown(path)).collect(),
+        };
+        output::json(&report, &mut out)
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }

@@ -33,6 +33,7 @@ pub mod measure;
 pub mod move_to;
 mod moves;
 mod moving;
+mod operation;
 mod options;
 pub mod prune;
 pub mod qemu_img;

@@ -1,19 +1,21 @@
 //! What `move` and `rename` share: the domains that name what moves, and how a move is performed and told.
 
-use super::change::{ChangeArgs, stopped};
+use super::change::ChangeArgs;
 use super::forest::warn;
+use super::operation::Operation;
 use crate::domain;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::target::PolicyArgs;
-use crate::text;
+use crate::text::printable;
+use catena::ops::Observer;
 use catena::ops::relocate::{self, Plan, Request};
-use catena::ops::script::{Direction, Script, Step};
+use catena::ops::script::Step;
 use catena::{Policy, Source};
 use catena_virt::Document;
 use catena_virt::edit::Edit;
 use std::collections::{BTreeSet, HashMap};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,28 +41,12 @@ impl MovesArgs {
     /// Moves, or goes on where the same was cut off.
     pub fn perform(&self, request: &Request) -> Result<ExitCode, CommandError> {
         let policy = self.policy.load()?;
-        let progress = || self.change.progress("moving");
-        if let Some(journal) = relocate::unfinished(request)? {
-            let script = journal.script().clone();
-            let words = format!("what was cut off is finished:\n{script}");
-            if !self.change.is_dry_run() {
-                journal
-                    .resume(Direction::Finish, &policy, &progress())
-                    .map_err(stopped)?;
-            }
-            return self.tell(&[], &script, &[], &words);
-        }
-        let plan = self.plan(request, &policy)?;
-        warn(plan.unknown());
-        if !self.change.is_dry_run() {
-            plan.execute(&policy, &progress()).map_err(stopped)?;
-        }
-        self.tell(
-            plan.moves(),
-            &plan.script(),
-            plan.remarks(),
-            &self.in_words(&plan),
-        )
+        let manner = self.change.manner("moving", &policy, self.output);
+        manner.perform(relocate::unfinished(request)?, || {
+            let plan = self.plan(request, &policy)?;
+            warn(plan.unknown());
+            Ok(plan)
+        })
     }
 
     fn plan(&self, request: &Request, policy: &Policy) -> Result<Plan, CommandError> {
@@ -78,48 +64,36 @@ impl MovesArgs {
         }
         Ok(plan)
     }
+}
 
-    /// Every step where nothing is done yet, and else what became of what.
-    fn in_words(&self, plan: &Plan) -> String {
-        if self.change.is_dry_run() {
-            return plan.to_string();
-        }
-        let moved = plan
-            .moves()
-            .iter()
-            .map(|(old, new)| format!("{} -> {}", old.display(), new.display()));
-        moved
-            .chain(plan.remarks().iter().cloned())
-            .collect::<Vec<_>>()
-            .join("\n")
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        Plan::execute(self, policy, observer)
     }
 
-    fn tell(
-        &self,
-        moves: &[(PathBuf, PathBuf)],
-        script: &Script,
-        remarks: &[String],
-        words: &str,
-    ) -> Result<ExitCode, CommandError> {
-        let mut out = output::stdout();
-        match self.output {
-            _ if self.change.is_quiet() => {}
-            Output::Json => output::json(
-                &Told {
-                    moves,
-                    steps: &script.steps,
-                    remarks,
-                },
-                &mut out,
-            )?,
-            Output::Human => {
-                for line in words.lines() {
-                    writeln!(out, "{}", text::printable(line))?;
-                }
-            }
+    /// Every step where nothing is done yet, and else what became of what.
+    fn tell(&self, done: bool, out: &mut dyn Write) -> io::Result<()> {
+        if !done {
+            let steps = self.to_string();
+            return steps
+                .lines()
+                .try_for_each(|line| writeln!(out, "{}", printable(line)));
         }
-        out.flush()?;
-        Ok(ExitCode::SUCCESS)
+        for (old, new) in self.moves() {
+            let moved = format!("{} -> {}", old.display(), new.display());
+            writeln!(out, "{}", printable(&moved))?;
+        }
+        let mut remarks = self.remarks().iter();
+        remarks.try_for_each(|remark| writeln!(out, "{}", printable(remark)))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let told = Told {
+            moves: self.moves(),
+            steps: &self.script().steps,
+            remarks: self.remarks(),
+        };
+        output::json(&told, &mut out)
     }
 }
 

@@ -1,7 +1,8 @@
 //! `catena prune`: lets points in time leave a chain.
 
-use super::change::{self, ChangeArgs};
-use super::forest::{self, folder_of};
+use super::change::ChangeArgs;
+use super::forest;
+use super::operation::Operation;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::target::PolicyArgs;
@@ -9,12 +10,13 @@ use crate::text::{self, count, printable, size};
 use anstyle::{AnsiColor, Style};
 use catena::ops::keep::Keep;
 use catena::ops::prune::{self, Fate, Plan, Point};
-use catena::ops::script::Step;
-use catena::{Error, ErrorKind};
+use catena::ops::script::{Step, interrupted};
+use catena::ops::{Observer, folder_of};
+use catena::{Error, ErrorKind, Policy};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -122,62 +124,53 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     }
     let words = prune::words(&request);
     let home = folder_of(&args.image);
-    let finished = args
-        .change
-        .finish_cut_off("pruning", &home, ("prune", &words), &policy)?;
-    if let Some(status) = finished {
-        return Ok(status);
-    }
-    let plan = prune::plan(&request, &policy)?;
-    forest::warn(&plan.unknown);
-    if !args.change.is_dry_run() {
-        let progress = args.change.progress("pruning");
-        plan.execute(&policy, &progress).map_err(change::stopped)?;
-    }
-    if !args.change.is_quiet() {
-        print(&plan, args.output)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let manner = args.change.manner("pruning", &policy, args.output);
+    manner.perform(interrupted(&[home], "prune", &words)?, || {
+        let plan = prune::plan(&request, &policy)?;
+        forest::warn(&plan.unknown);
+        Ok(plan)
+    })
 }
 
-fn print(plan: &Plan, form: Output) -> Result<(), CommandError> {
-    let mut out = output::stdout();
-    let stays = |point: &Point| point.fate != Fate::Goes;
-    match form {
-        Output::Json => output::json(
-            &Report {
-                layers: plan.points.iter().map(row).collect(),
-                freed: plan.freed(),
-                copied: plan.copied,
-                steps: &plan.script.steps,
-            },
-            &mut out,
-        )?,
-        Output::Human => {
-            writeln!(out, "before")?;
-            for point in &plan.points {
-                let style = if stays(point) { STAYS } else { GOES };
-                let row = row(point);
-                writeln!(
-                    out,
-                    "  {}  {}  {}  {style}{}{style:#}",
-                    row.time,
-                    printable(&name(&point.path)),
-                    size(point.allocated),
-                    row.why
-                )?;
-            }
-            writeln!(out, "after")?;
-            for point in plan.points.iter().filter(|point| stays(point)) {
-                writeln!(out, "  {}  {}", row(point).time, printable(&name(&point.path)))?;
-            }
-            let going = plan.points.iter().filter(|point| !stays(point)).count();
-            let layers = count(going as u64, "layer");
-            let (copied, freed) = (size(plan.copied), size(plan.freed()));
-            writeln!(out, "{layers} of {freed} on disk; {copied} moved")?;
-        }
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        Plan::execute(self, policy, observer)
     }
-    Ok(out.flush()?)
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        let stays = |point: &Point| point.fate != Fate::Goes;
+        writeln!(out, "before")?;
+        for point in &self.points {
+            let style = if stays(point) { STAYS } else { GOES };
+            let row = row(point);
+            writeln!(
+                out,
+                "  {}  {}  {}  {style}{}{style:#}",
+                row.time,
+                printable(&name(&point.path)),
+                size(point.allocated),
+                row.why
+            )?;
+        }
+        writeln!(out, "after")?;
+        for point in self.points.iter().filter(|point| stays(point)) {
+            writeln!(out, "  {}  {}", row(point).time, printable(&name(&point.path)))?;
+        }
+        let going = self.points.iter().filter(|point| !stays(point)).count();
+        let layers = count(going as u64, "layer");
+        let (copied, freed) = (size(self.copied), size(self.freed()));
+        writeln!(out, "{layers} of {freed} on disk; {copied} moved")
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let report = Report {
+            layers: self.points.iter().map(row).collect(),
+            freed: self.freed(),
+            copied: self.copied,
+            steps: &self.script.steps,
+        };
+        output::json(&report, &mut out)
+    }
 }
 
 fn row(point: &Point) -> Row {

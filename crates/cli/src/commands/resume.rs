@@ -1,16 +1,16 @@
 //! `catena resume`: what was cut off is finished, or taken back.
 
 use super::change::stopped;
+use super::operation::Told;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::PolicyArgs;
-use crate::text::{count, printable};
+use crate::text::printable;
 use catena::ErrorKind;
-use catena::ops::script::{Direction, Journal, Step, find};
-use serde::Serialize;
+use catena::ops::script::{Direction, Journal, find};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What the command line says.
@@ -50,35 +50,6 @@ pub struct Args {
     output: Output,
 }
 
-/// A journal, as JSON has it.
-#[derive(Debug, Serialize)]
-struct Told {
-    journal: PathBuf,
-    /// The operation.
-    operation: String,
-    /// Whether it runs at this moment; nothing more is known of it then.
-    running: bool,
-    /// How many steps are done.
-    done: usize,
-    /// All steps.
-    steps: Vec<Step>,
-    /// Whether it can be taken back.
-    undo: bool,
-}
-
-/// What a journal says.
-fn told(journal: &Journal) -> Told {
-    let script = journal.script();
-    Told {
-        journal: journal.path().to_owned(),
-        operation: script.operation.clone(),
-        running: false,
-        done: journal.done(),
-        steps: script.steps.clone(),
-        undo: journal.can_be_taken_back(),
-    }
-}
-
 /// Goes on.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.policy.load()?;
@@ -93,14 +64,14 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         let journal = match Journal::open(&path) {
             Ok(journal) => journal,
             Err(error) if args.list && error.kind() == ErrorKind::Locked => {
-                all.push(running(&path));
+                all.push(Told::running(path));
                 continue;
             }
             // It has ended just now.
             Err(error) if error.kind() == ErrorKind::NotFound && !args.places.contains(&path) => continue,
             Err(error) => return Err(error.into()),
         };
-        let told = told(&journal);
+        let told = Told::of(&journal);
         if !args.list && !args.dry_run {
             let progress = progress.get_or_insert_with(|| match args.quiet {
                 true => Progress::quiet(),
@@ -135,17 +106,6 @@ fn journals(places: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
     Ok(found)
 }
 
-fn running(path: &Path) -> Told {
-    Told {
-        journal: path.to_owned(),
-        operation: String::new(),
-        running: true,
-        done: 0,
-        steps: Vec::new(),
-        undo: false,
-    }
-}
-
 fn print(args: &Args, all: &[Told], out: &mut impl Write) -> std::io::Result<()> {
     if all.is_empty() {
         return writeln!(out, "nothing was cut off here");
@@ -157,7 +117,7 @@ fn print(args: &Args, all: &[Told], out: &mut impl Write) -> std::io::Result<()>
             continue;
         }
         let operation = printable(&told.operation);
-        let steps = count(told.steps.len() as u64, "step");
+        let steps = told.steps_in_words();
         let becomes = match (args.list || args.dry_run, args.undo) {
             (true, _) => "was cut off",
             (false, false) => "is finished",
@@ -169,13 +129,9 @@ fn print(args: &Args, all: &[Told], out: &mut impl Write) -> std::io::Result<()>
             told.done
         )?;
         if args.dry_run && args.undo {
-            for step in told.steps.iter().take(told.done).rev() {
-                writeln!(out, "  undo: {}", printable(&step.to_string()))?;
-            }
+            told.steps_back(out)?;
         } else if args.dry_run {
-            for step in told.steps.iter().skip(told.done) {
-                writeln!(out, "  {}", printable(&step.to_string()))?;
-            }
+            told.steps_left(out)?;
         } else if args.list && !told.undo {
             writeln!(out, "  it can be finished, and not be taken back any more")?;
         }

@@ -1,15 +1,18 @@
 //! `catena rm`: removes images, and nothing that anybody needs.
 
-use super::change::{self, ChangeArgs};
-use super::forest::{self, folder_of};
+use super::change::ChangeArgs;
+use super::forest;
+use super::operation::Operation;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::target::PolicyArgs;
 use crate::text::{count, printable, size};
+use catena::Policy;
 use catena::ops::remove::{self, Overlays, Plan};
-use catena::ops::script::Step;
+use catena::ops::script::{Step, interrupted};
+use catena::ops::{Observer, folder_of};
 use serde::Serialize;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -74,47 +77,38 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     };
     let home = folder_of(args.images.first().map_or(Path::new(""), PathBuf::as_path));
     let words = remove::words(&request);
-    let finished = args
-        .change
-        .finish_cut_off("removing", &home, ("rm", &words), &policy)?;
-    if let Some(status) = finished {
-        return Ok(status);
-    }
-    let plan = remove::plan(&request, &policy)?;
-    forest::warn(&plan.unknown);
-    if !args.change.is_dry_run() {
-        let progress = args.change.progress("removing");
-        plan.execute(&policy, &progress).map_err(change::stopped)?;
-    }
-    if !args.change.is_quiet() {
-        print(&plan, args.output)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let manner = args.change.manner("removing", &policy, args.output);
+    manner.perform(interrupted(&[home], "rm", &words)?, || {
+        let plan = remove::plan(&request, &policy)?;
+        forest::warn(&plan.unknown);
+        Ok(plan)
+    })
 }
 
-fn print(plan: &Plan, form: Output) -> Result<(), CommandError> {
-    let mut out = output::stdout();
-    match form {
-        Output::Json => output::json(
-            &Report {
-                files: plan.files,
-                freed: plan.freed,
-                copied: plan.copied,
-                steps: &plan.script.steps,
-            },
-            &mut out,
-        )?,
-        Output::Human => {
-            for step in &plan.script.steps {
-                writeln!(out, "{}", printable(&step.to_string()))?;
-            }
-            let files = count(plan.files as u64, "file");
-            write!(out, "{files}, {} on disk", size(plan.freed))?;
-            match plan.copied {
-                0 => writeln!(out)?,
-                copied => writeln!(out, "; {} taken in by overlays", size(copied))?,
-            }
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        Plan::execute(self, policy, observer)
+    }
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        for step in &self.script.steps {
+            writeln!(out, "{}", printable(&step.to_string()))?;
+        }
+        let files = count(self.files as u64, "file");
+        write!(out, "{files}, {} on disk", size(self.freed))?;
+        match self.copied {
+            0 => writeln!(out),
+            copied => writeln!(out, "; {} taken in by overlays", size(copied)),
         }
     }
-    Ok(out.flush()?)
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let report = Report {
+            files: self.files,
+            freed: self.freed,
+            copied: self.copied,
+            steps: &self.script.steps,
+        };
+        output::json(&report, &mut out)
+    }
 }

@@ -2,15 +2,17 @@
 
 use super::change::ChangeArgs;
 use super::forest;
+use super::operation::Operation;
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::text::printable;
 use catena::ops::active::{self, Chosen, Request};
-use catena::ops::overlays;
+use catena::ops::script::interrupted;
+use catena::ops::{Observer, folder_of, overlays};
 use catena::{Error, ErrorKind, Policy};
 use serde::Serialize;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -49,8 +51,8 @@ impl AllArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
-    name: String,
+struct Report<'a> {
+    name: &'a str,
     overlays: Vec<Row>,
     left_out: Vec<LeftOut>,
 }
@@ -72,6 +74,7 @@ struct LeftOut {
 
 /// Overlays, decided.
 struct Plan {
+    name: String,
     chosen: Chosen,
     overlays: overlays::Plan,
 }
@@ -89,22 +92,28 @@ pub fn run(
         names: args.names.clone(),
         raw: args.raw.clone(),
     };
-    let chosen = active::choose(&request, policy)?;
-    forest::warn(&chosen.unknown);
-    let overlays = overlays::plan(&chosen.overlays, policy).map_err(named)?;
-    let plan = Plan { chosen, overlays };
-    let perform = |plan: &Plan| plan.overlays.execute(&change.progress("taking a snapshot"));
-    if args.output == Output::Human {
-        return change.perform(&plan, perform);
+    let home = folder_at(args.all.first().map_or(Path::new(""), PathBuf::as_path));
+    let words = active::words(&request);
+    let begun = interrupted(&[&home], overlays::OPERATION, &words)?;
+    let manner = change.manner("taking a snapshot", policy, args.output);
+    manner.perform(begun, || {
+        let chosen = active::choose(&request, policy)?;
+        forest::warn(&chosen.unknown);
+        let overlays = overlays::plan(&chosen.overlays, (&home, &words), policy).map_err(named)?;
+        Ok(Plan {
+            name: request.name.clone(),
+            chosen,
+            overlays,
+        })
+    })
+}
+
+/// A folder, or that which a file lies in.
+fn folder_at(place: &Path) -> PathBuf {
+    match place.is_dir() {
+        true => place.to_owned(),
+        false => folder_of(place),
     }
-    let report = plan.report(request.name);
-    if !change.is_dry_run() {
-        perform(&plan).map_err(super::change::stopped)?;
-    }
-    let mut out = output::stdout();
-    output::json(&report, &mut out)?;
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A name that is taken is not that of anything to be removed.
@@ -117,8 +126,16 @@ fn named(error: Error) -> Error {
     }
 }
 
-impl Plan {
-    fn report(&self, name: String) -> Report {
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        self.overlays.execute(policy, observer)
+    }
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", printable(&self.to_string()))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
         let missing: Vec<_> = self.overlays.missing().collect();
         let shown = |path: &Path| path.display().to_string();
         let row = |overlay: &overlays::Overlay| Row {
@@ -131,11 +148,12 @@ impl Plan {
             path: shown(path),
             why: why.clone(),
         };
-        Report {
-            name,
+        let report = Report {
+            name: &self.name,
             overlays: self.chosen.overlays.iter().map(row).collect(),
             left_out: self.chosen.left_out.iter().map(left_out).collect(),
-        }
+        };
+        output::json(&report, &mut out)
     }
 }
 

@@ -1,24 +1,26 @@
 //! `catena snapshot --domain`: an external snapshot of all disks of a domain that does not run.
 //!
 //! Overlays are made, all or none, and then the domain's document is replaced, which makes them its active layers. Whatever
-//! cuts it off between two steps, the document names a chain that shows the guest what it saw; the same command finishes.
+//! cuts it off between two steps, the document names a chain that shows the guest what it saw; the same command finishes, or
+//! `catena resume`. Only a document that libvirt keeps is not in the journal: libvirt is told when the overlays are there.
 
-use super::change::{ChangeArgs, stopped};
+use super::change::ChangeArgs;
+use super::operation::Operation;
 use super::snapshot_request::RequestArgs;
 use crate::domain::{self, Definition};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::PolicyArgs;
 use crate::text::printable;
 use catena::detect::quoted;
-use catena::ops::Observer;
 use catena::ops::overlays::{self, Overlay};
-use catena::ops::replaced::Replacement;
+use catena::ops::script::interrupted;
+use catena::ops::{Observer, folder_of};
 use catena::{Error, ErrorKind, Format, Policy};
 use catena_virt::snapshot::{Snapshot, check_showable, select};
 use catena_virt::{Below, Disk, Document};
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -49,24 +51,36 @@ pub fn run(args: &DomainArgs) -> Result<ExitCode, CommandError> {
     let (document, home) = find(args, name)?;
     let request = args.request.request(None);
     let snapshot = select(&document, &request)?;
-    let plan = plan(&document, &snapshot, home, &args.policy.load()?)?;
-    let change = &args.change;
-    if !change.is_dry_run() {
-        plan.execute(&change.progress("taking a snapshot"))
-            .map_err(stopped)?;
+    let journal = Begun::of(&snapshot, &home);
+    let mut begun = interrupted(&[&journal.folder], overlays::OPERATION, &journal.words)?;
+    let policy = args.policy.load()?;
+    let mut manner = args.change.manner("taking a snapshot", &policy, Output::Human);
+    // The document is no report.
+    manner.quiet &= manner.dry_run || home != Home::Stdout;
+    if !matches!(home, Home::File(_)) && !manner.dry_run {
+        // The document is not in it.
+        begun.take().map_or(Ok(()), |journal| manner.resume(journal))?;
     }
-    let mut out = output::stdout();
-    match plan.home {
-        Home::Stdout if !change.is_dry_run() => out.write_all(plan.after.as_bytes())?,
-        _ if change.is_quiet() => {}
-        _ => {
-            for line in plan.to_string().lines() {
-                writeln!(out, "{}", printable(line))?;
-            }
+    manner.perform(begun, || plan(&document, &snapshot, home, &journal, &policy))
+}
+
+/// Where a snapshot has its journal, and how that knows it.
+struct Begun {
+    folder: PathBuf,
+    words: String,
+}
+
+impl Begun {
+    fn of(snapshot: &Snapshot<'_>, home: &Home) -> Self {
+        let overlays: Vec<_> = { snapshot.external() }
+            .map(|(_, overlay)| overlay.path.as_path())
+            .collect();
+        let first = overlays.first().copied().unwrap_or(Path::new(""));
+        Self {
+            folder: folder_of(first),
+            words: format!("{} {home:?} {overlays:?}", snapshot.name),
         }
     }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Where the new document goes.
@@ -176,6 +190,7 @@ fn plan(
     document: &Document,
     snapshot: &Snapshot<'_>,
     home: Home,
+    journal: &Begun,
     policy: &Policy,
 ) -> Result<Plan, CommandError> {
     let mut wanted = Vec::new();
@@ -213,13 +228,18 @@ fn plan(
     let after = rest.domain(document)?;
     // What libvirt would refuse must not become the domain.
     Document::parse(after.clone()).map_err(|error| Error::new(ErrorKind::Conflict, error.to_string()))?;
-    let overlays = overlays::plan(&wanted, policy).map_err(|error| named(error, snapshot))?;
+    let before = document.text();
+    let mut overlays = overlays::plan(&wanted, (&journal.folder, &journal.words), policy)
+        .map_err(|error| named(error, snapshot))?;
+    if let Home::File(path) = &home {
+        overlays.replace(path, before, &after);
+    }
     Ok(Plan {
         name: snapshot.name.clone(),
         overlays,
         raised,
         home,
-        before: document.text().to_owned(),
+        before: before.to_owned(),
         after,
     })
 }
@@ -272,17 +292,12 @@ fn exists(disk: &str, overlay: &Path) -> Error {
     .with_hint("give the snapshot another name with --name, or the overlay with --disk")
 }
 
-impl Plan {
-    fn execute(&self, observer: &dyn Observer) -> catena::Result<()> {
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        self.overlays.execute(policy, observer)?;
         match &self.home {
-            Home::File(path) => {
-                // What the document's folder does not take is known before there are overlays.
-                let document = Replacement::prepare(path, part_of(path), &self.before, &self.after)?;
-                self.overlays.execute(observer)?;
-                document.publish()
-            }
+            Home::File(_) | Home::Stdout => Ok(()),
             Home::Libvirt { connect, name } => {
-                self.overlays.execute(observer)?;
                 if self.after == self.before {
                     return Ok(());
                 }
@@ -297,18 +312,29 @@ impl Plan {
                     }
                 })
             }
-            Home::Other(path) => {
-                self.overlays.execute(observer)?;
-                std::fs::write(path, &self.after).map_err(|error| {
-                    catena_storage::Error::from_io(error, "write")
-                        .with_path(path)
-                        .into()
-                })
-            }
-            Home::Stdout => self.overlays.execute(observer),
+            Home::Other(path) => std::fs::write(path, &self.after).map_err(|error| {
+                catena_storage::Error::from_io(error, "write")
+                    .with_path(path)
+                    .into()
+            }),
         }
     }
 
+    fn tell(&self, done: bool, out: &mut dyn Write) -> io::Result<()> {
+        if done && self.home == Home::Stdout {
+            return out.write_all(self.after.as_bytes());
+        }
+        let lines = self.to_string();
+        { lines.lines() }.try_for_each(|line| writeln!(out, "{}", printable(line)))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let overlays = self.overlays.missing().map(|path| path.display().to_string());
+        output::json(&Vec::from_iter(overlays), &mut out)
+    }
+}
+
+impl Plan {
     fn define(&self, connect: Option<&str>, name: &str) -> Result<(), CommandError> {
         stands_still(connect, name)?;
         let now = domain::ask(connect, name, Definition::Whole)?;
@@ -321,13 +347,6 @@ impl Plan {
         }
         domain::define(connect, &self.after)
     }
-}
-
-/// The name of a document that is not complete yet.
-fn part_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".catena-part");
-    name.into()
 }
 
 impl fmt::Display for Plan {

@@ -113,20 +113,25 @@ pub(super) fn symlink(path: &Path, target: &Path) -> Result<()> {
 
 /// Gives a file a new name that nothing has.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        // A file system that cannot say "only if there is none" can still not give a name twice.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            linkat(CWD, from, CWD, to, AtFlags::empty()).map_err(|error| failed(error, "rename", to))?;
-            unlinkat(CWD, from, AtFlags::empty()).map_err(|error| failed(error, "rename", from))?;
-        }
-        Err(error) => return Err(failed(error, "rename", to)),
-    }
+    rename_unsynced(from, to)?;
     sync_directory_of(to)?;
     if from.parent() != to.parent() {
         sync_directory_of(from)?;
     }
     Ok(())
+}
+
+/// The same, not durable yet.
+pub(super) fn rename_unsynced(from: &Path, to: &Path) -> Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        // A file system that cannot say "only if there is none" can still not give a name twice.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            linkat(CWD, from, CWD, to, AtFlags::empty()).map_err(|error| failed(error, "rename", to))?;
+            unlinkat(CWD, from, AtFlags::empty()).map_err(|error| failed(error, "rename", from))
+        }
+        Err(error) => Err(failed(error, "rename", to)),
+    }
 }
 
 /// Gives a file the name of another, which goes.
@@ -205,6 +210,11 @@ pub fn set_modified(path: &Path, (seconds, nanoseconds): (i64, u32)) -> Result<(
 /// Where a file is written before it gets its name: a name that no other script, and no other step, uses.
 pub(super) fn part_of(path: &Path, script: &str, step: usize) -> PathBuf {
     path.with_file_name(format!("{PREFIX}{script}-{step}{PART}"))
+}
+
+/// The same for one of several files that a step makes.
+pub(super) fn part_among(path: &Path, script: &str, step: usize, number: usize) -> PathBuf {
+    part_of(path, script, step).with_extension(format!("{number}{PART}"))
 }
 
 /// Whether a file's name is that of a part, of a script's or of a new image, that was never complete.

@@ -14,7 +14,7 @@ use catena_storage::sync_directory_of;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, fdatasync, flock, fstat, ftruncate, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -42,7 +42,7 @@ struct Head<S> {
 enum Line {
     /// So many steps are done from here on.
     Done(usize),
-    /// What cannot be taken back begins.
+    /// What cannot be taken back begins, or names begin to be given.
     Begun(usize),
     /// A copy is complete, and gets its name now.
     Copied { step: usize, of: Seen, copy: Seen },
@@ -75,7 +75,7 @@ pub struct Journal {
     id: String,
     pub(super) script: Script,
     done: usize,
-    begun: Option<usize>,
+    begun: BTreeSet<usize>,
     copied: BTreeMap<usize, Copied>,
 }
 
@@ -119,7 +119,7 @@ impl Journal {
             id,
             script: script.clone(),
             done: 0,
-            begun: None,
+            begun: BTreeSet::new(),
             copied: BTreeMap::new(),
         };
         journal.begin().inspect_err(|_| {
@@ -202,7 +202,7 @@ impl Journal {
                 id: String::new(),
                 script: Script::default(),
                 done: 0,
-                begun: None,
+                begun: BTreeSet::new(),
                 copied: BTreeMap::new(),
             });
         };
@@ -238,7 +238,7 @@ impl Journal {
             id: head.id,
             script: head.script,
             done: 0,
-            begun: None,
+            begun: BTreeSet::new(),
             copied: BTreeMap::new(),
         };
         for line in lines {
@@ -251,7 +251,9 @@ impl Journal {
     fn learn(&mut self, line: Line) {
         match line {
             Line::Done(steps) => self.done = steps,
-            Line::Begun(step) => self.begun = Some(step),
+            Line::Begun(step) => {
+                self.begun.insert(step);
+            }
             Line::Copied { step, of, copy } => {
                 self.copied.insert(step, Copied { of, copy });
             }
@@ -283,9 +285,9 @@ impl Journal {
         &self.id
     }
 
-    /// Whether a step that cannot be taken back was begun.
+    /// Whether a step has come to where it cannot be taken back, or gives names.
     pub(super) fn has_begun(&self, step: usize) -> bool {
-        self.begun == Some(step)
+        self.begun.contains(&step)
     }
 
     pub(super) fn copied(&self, step: usize) -> Option<Copied> {

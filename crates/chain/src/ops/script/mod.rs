@@ -7,6 +7,7 @@
 //! A step looks at what it touches: a file that is not the one it was planned for, or records something else, stops the script. So
 //! what others did meanwhile is not undone, and two scripts about the same files do not both go on.
 
+mod blank;
 mod copy;
 mod files;
 mod journal;
@@ -14,6 +15,7 @@ mod recorded;
 mod run;
 mod step;
 
+pub use blank::{Blank, Piece};
 pub(super) use copy::keep_attributes;
 pub use files::{FileId, is_part};
 pub(super) use files::{remove, rename_over, set_modified};
@@ -84,7 +86,7 @@ impl Script {
             let _ = journal.remove();
             return Err(error);
         }
-        Run::new(journal, policy, observer).finish_or_say_how()
+        Run::begin(journal, policy, observer).finish_or_say_how()
     }
 
     /// Refuses if another script is at work on the same files, or was cut off there.
@@ -99,8 +101,8 @@ impl Script {
                 // Gone meanwhile, or none that we would believe.
                 Err(_) => continue,
             };
-            let theirs = other.script.steps.iter().flat_map(Step::paths);
-            if let Some(common) = { theirs }.find(|path| ours.contains(path)) {
+            let mut theirs = other.script.steps.iter().flat_map(Step::paths);
+            if let Some(common) = theirs.find(|path| ours.contains(path)) {
                 let message = format!(
                     "'{}' was begun on this and is not finished",
                     other.script.operation
@@ -140,7 +142,7 @@ impl Journal {
     /// [`ErrorKind::Conflict`] where it cannot be taken back any more, or files have changed so that going on would lose something; else
     /// those of the steps.
     pub fn resume(self, direction: Direction, policy: &Policy, observer: &dyn Observer) -> Result<()> {
-        let mut run = Run::new(self, policy, observer);
+        let mut run = Run::resume(self, policy, observer);
         match direction {
             Direction::Finish => run.finish_or_say_how(),
             Direction::TakeBack => run.take_back(),

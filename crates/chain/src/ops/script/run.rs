@@ -10,6 +10,7 @@ use super::super::copy::Moving;
 use super::super::observer::{Observer, Silent};
 use super::super::replaced::Replacement;
 use super::super::stream;
+use super::blank::{Blank, Making};
 use super::files::{self, FileId, Seen, another};
 use super::journal::{Copied, Journal};
 use super::recorded::Recorded;
@@ -30,6 +31,8 @@ pub(super) struct Run<'a> {
     journal: Journal,
     policy: &'a Policy,
     observer: &'a dyn Observer,
+    /// Whether it was cut off before.
+    resumed: bool,
     /// The numbers of the copies, by what is copied.
     copies: HashMap<PathBuf, usize>,
     /// What was copied, locked against writers until it is deleted.
@@ -47,7 +50,16 @@ struct Wanted<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(journal: Journal, policy: &'a Policy, observer: &'a dyn Observer) -> Self {
+    /// A script that was decided on just now.
+    pub fn begin(journal: Journal, policy: &'a Policy, observer: &'a dyn Observer) -> Self {
+        Self {
+            resumed: false,
+            ..Self::resume(journal, policy, observer)
+        }
+    }
+
+    /// One that was cut off.
+    pub fn resume(journal: Journal, policy: &'a Policy, observer: &'a dyn Observer) -> Self {
         let steps = journal.script().steps.iter().enumerate();
         let copies = steps
             .filter_map(|(number, step)| match step {
@@ -59,17 +71,19 @@ impl<'a> Run<'a> {
             journal,
             policy,
             observer,
+            resumed: true,
             copies,
             locked: HashMap::new(),
         }
     }
 
-    /// Makes the steps that are not made yet. Where that fails before anything was done, nothing is left; else the error says how to go on.
+    /// Makes the steps that are not made yet. Where that fails before anything was done but to make what is new, nothing is left; else the error
+    /// says how to go on.
     pub fn finish_or_say_how(&mut self) -> Result<()> {
         let Err(error) = self.finish() else {
             return Ok(());
         };
-        if self.journal.done() == 0 {
+        if self.leaves_nothing() {
             // Whoever stopped it wants this, too.
             self.observer = &Silent;
             if self.take_back().is_ok() {
@@ -81,6 +95,16 @@ impl<'a> Run<'a> {
             Some(hint) => error.with_hint(format!("{hint}; then {how}")),
             None => error.with_hint(how),
         })
+    }
+
+    /// Whether what fails is taken back at once.
+    fn leaves_nothing(&self) -> bool {
+        let (done, steps) = (self.journal.done(), &self.journal.script().steps);
+        match self.resumed {
+            // What has had its name for a while may be named elsewhere.
+            true => done == 0 && !self.journal.has_begun(0),
+            false => { steps.iter().take(done) }.all(|step| matches!(step, Step::Create { .. })),
+        }
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -116,6 +140,12 @@ impl<'a> Run<'a> {
     fn make(&mut self, number: usize, step: &Step) -> Result<()> {
         match step {
             Step::Folder { path, like } => files::make_folder(path, like.as_deref()),
+            Step::Create { images } => {
+                let (vetted, observer) = (!self.resumed, self.observer);
+                let making = self.making(number, images);
+                let journal = &mut self.journal;
+                making.make(vetted, self.policy, observer, || journal.set_begun(number))
+            }
             Step::RemoveFolder { path } => files::remove_folder(path),
             Step::Link { from, to, file } => match FileId::find(to)? {
                 Some(found) if found == *file => Ok(()),
@@ -177,6 +207,7 @@ impl<'a> Run<'a> {
         let may_be_unmade = number >= self.journal.done();
         match step {
             Step::Folder { path, .. } => files::remove_folder(path),
+            Step::Create { images } => self.making(number, images).take_back(),
             Step::RemoveFolder { path } => files::make_folder(path, None),
             Step::Link { from, to, file } => {
                 if FileId::find(to)? == Some(*file) {
@@ -234,6 +265,11 @@ impl<'a> Run<'a> {
                 _ => Err(cannot_take_back(step)),
             },
         }
+    }
+
+    fn making<'b>(&self, number: usize, images: &'b [Blank]) -> Making<'b> {
+        let begun = self.journal.has_begun(number);
+        Making::new(images, (self.journal.id(), number), begun)
     }
 
     fn stream(&self, request: &stream::Request) -> Result<()> {

@@ -4,6 +4,7 @@
 //! neither. Every path is absolute.
 
 use super::super::commit::After;
+use super::blank::{self, Blank};
 use super::files::FileId;
 use super::recorded::Recorded;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,11 @@ pub enum Step {
         path: PathBuf,
         /// The folder whose mode and owner it gets; those of any new folder where `None`.
         like: Option<PathBuf>,
+    },
+    /// New images, all of them or none. To take it back removes those that nobody has written, or none.
+    Create {
+        /// The images.
+        images: Vec<Blank>,
     },
     /// A folder goes, which is empty by now.
     RemoveFolder {
@@ -143,8 +149,14 @@ impl Step {
     }
 
     /// The paths that it is about.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+    pub fn paths(&self) -> Vec<&Path> {
         let (one, two, three) = match self {
+            Self::Create { images } => {
+                let paths = images
+                    .iter()
+                    .flat_map(|image| image.names.iter().chain(&image.like));
+                return paths.map(PathBuf::as_path).collect();
+            }
             Self::Folder { path, .. } | Self::RemoveFolder { path } | Self::Symlink { path, .. } => {
                 (path, None, None)
             }
@@ -162,6 +174,7 @@ impl Step {
             .into_iter()
             .flatten()
             .map(PathBuf::as_path)
+            .collect()
     }
 }
 
@@ -169,6 +182,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder { path, .. } => write!(f, "make the folder '{}'", path.display()),
+            Self::Create { images } => blank::in_words(images, f),
             Self::RemoveFolder { path } => write!(f, "remove the folder '{}'", path.display()),
             Self::Link { from, to, .. } => {
                 write!(f, "name '{}' also '{}'", from.display(), to.display())
