@@ -4,10 +4,10 @@
 
 use crate::chain::Chain;
 use crate::open::Sharing;
-use catena_engine::{Disk, ExtentKind, GuestOffset, Result, Stack};
-use std::path::Path;
-use std::sync::Mutex;
+use catena_engine::{Disk, Error, ErrorKind, ExtentKind, GuestOffset, Image, Result, Stack};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Guest bytes that one thread counts before it takes more, at least.
 const PIECE: u64 = 512 << 20;
@@ -37,11 +37,26 @@ pub struct Contributions {
 impl Contributions {
     /// Counts what the layers of a chain contribute, also of one that breaks: what a layer contributes is up to those
     /// above it. Layers from the first on whose map cannot be read are left out.
-    pub fn of_chain(chain: &Chain, sharing: Sharing) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] where more than `most` bytes of the layers' tables would have to be read, which few system calls tell.
+    pub fn of_chain(chain: &Chain, sharing: Sharing, most: u64) -> Result<Self> {
         let images = chain.layers.iter().map_while(|layer| {
             let path = layer.path().unwrap_or(Path::new("")).to_owned();
             Some((layer.image(sharing).ok()?, path))
         });
+        let images: Vec<(Arc<dyn Image>, PathBuf)> = images.collect();
+        let mut tables = 0u64;
+        for (image, path) in &images {
+            let own = image.map_tables(most.saturating_sub(tables));
+            tables = tables.saturating_add(own.map_err(|error| error.with_path(path))?);
+            if tables > most {
+                return Err(Error::new(
+                    ErrorKind::TooLarge,
+                    format!("the layers' tables are larger than {} MiB", most >> 20),
+                ));
+            }
+        }
         Self::of_disk(&Stack::new(images).for_walking())
     }
 

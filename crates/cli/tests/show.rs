@@ -221,3 +221,39 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let said = images.run("bash", &["-c", &script]);
     assert_eq!(said, "0\n");
 }
+
+#[test]
+fn what_layers_hold_is_counted_when_asked_where_tables_are_large() {
+    use std::os::unix::fs::FileExt;
+    let images = Images::new();
+    images.img("create -q -f qcow2 -o cluster_size=2M vast.qcow2 65T");
+    images.io("qcow2", "vast.qcow2", &["write 0 2M"]);
+    // One table of 2 MiB for each 512 GiB; that all are the same one makes no difference to how much is read.
+    let path = images.path().join("vast.qcow2");
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut place = [0; 8];
+    file.read_exact_at(&mut place, 40).unwrap();
+    let l1 = u64::from_be_bytes(place);
+    file.read_exact_at(&mut place, l1).unwrap();
+    file.write_all_at(&place.repeat(130), l1).unwrap();
+    drop(file);
+
+    let show = ["show", "-f", "qcow2", "vast.qcow2"];
+    let answer = images.catena(&show);
+    assert_eq!(answer.status, 0, "{}", answer.err);
+    let said = "not counted: the layers' tables are larger than 256 MiB;\n--count counts all the same\n";
+    assert!(answer.out.contains(said), "{}", answer.out);
+    let json = images
+        .catena(&[&show, ["--output", "json"].as_slice()].concat())
+        .json();
+    assert_eq!(json["contributions_error"]["kind"], "too_large");
+    assert!(json["data"].is_null() && json["layers"][0]["contributes"].is_null());
+    let json = images
+        .catena(&[&show, ["--count", "--output", "json"].as_slice()].concat())
+        .json();
+    assert_eq!(json["data"], 130 * (2 << 20));
+}

@@ -25,6 +25,11 @@ pub trait Image: fmt::Debug + Send + Sync {
         Ok(start)
     }
 
+    /// Bytes of tables that must be read to know the whole map. The count ends where it passes `most`, so that it costs little itself.
+    fn map_tables(&self, _most: u64) -> Result<u64> {
+        Ok(0)
+    }
+
     /// The store behind one of the image's files, the same for as long as the image is open.
     fn storage(&self, file: FileRole) -> Result<&Arc<dyn Storage>>;
 

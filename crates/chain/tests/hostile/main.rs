@@ -309,7 +309,7 @@ fn vast_disks_with_nothing_in_them_are_walked_over_in_no_time() {
                 let asked: Vec<_> = Extents::of(&disk).map(|extent| extent.unwrap()).collect();
                 assert!(asked.iter().all(|extent| extent.kind == ExtentKind::Unallocated));
                 assert_eq!([asked[0].layer, asked[1].layer], [1, 0]);
-                let counted = Contributions::of_chain(chain, Sharing::Locked).unwrap();
+                let counted = Contributions::of_chain(chain, Sharing::Locked, u64::MAX).unwrap();
                 assert_eq!((counted.data(), counted.open), (0, 1 << 50));
             }),
         )]

@@ -326,6 +326,21 @@ impl Image for Qcow2 {
         Ok(GuestOffset(at))
     }
 
+    fn map_tables(&self, most: u64) -> Result<u64> {
+        let entries = u64::from(self.view.l1_entries);
+        let (mut at, mut bytes) = (0, entries * 8);
+        while at < entries && bytes <= most {
+            let indices = at..entries.min(at + L1_PIECE);
+            at = indices.end;
+            let tables = self.l1(indices)?;
+            let tables = tables
+                .iter()
+                .filter(|entry| matches!(self.layout.l2_offset(**entry), Ok(Some(_))));
+            bytes = bytes.saturating_add(self.cluster_size().saturating_mul(tables.count() as u64));
+        }
+        Ok(bytes)
+    }
+
     fn storage(&self, file: FileRole) -> Result<&Arc<dyn Storage>> {
         match (file, &self.data_file) {
             (FileRole::Data, Some(data_file)) => Ok(data_file),

@@ -87,7 +87,7 @@ pub fn run(args: &Args, name: &str) -> Result<ExitCode, CommandError> {
         .map(|volume| show_volume(volume, document, &policy, Path::new(name)))
         .collect();
     for disk in chosen {
-        let mut shown = show(disk, document, &policy, Path::new(name), args.libvirt);
+        let mut shown = show(args, disk, document, &policy);
         if !is_file {
             let of = |document: &Document| {
                 disk.target
@@ -170,12 +170,14 @@ fn without_data_stores(disk: &Disk) -> Disk {
     disk
 }
 
-fn show(disk: &Disk, document: &Document, policy: &Policy, from: &Path, libvirt: Version) -> ShownDisk {
+fn show(args: &Args, disk: &Disk, document: &Document, policy: &Policy) -> ShownDisk {
+    let libvirt = args.libvirt;
     let old = (libvirt == Version::V9).then(|| without_data_stores(disk));
     let disk = old.as_ref().unwrap_or(disk);
     let (chain, no_chain) = match disk.chain(policy) {
         Ok(chain) => {
-            let mut shown = Shown::of(&chain, policy, from);
+            let from = Path::new(args.domain.as_deref().unwrap_or_default());
+            let mut shown = Shown::of(&chain, policy, from, args.count);
             let mut findings = disagreements(disk, &chain, policy);
             if libvirt == Version::V9 {
                 // What it cannot read, nobody need write for it.

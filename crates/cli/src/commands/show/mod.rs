@@ -34,7 +34,8 @@ Examples:
 
 Beside each layer stands how much of the data that the guest sees is in it.
 Only metadata is read, and nothing is locked: the chain of a running guest can
-be shown.
+be shown. Where the layers' mapping tables are larger than 256 MiB, which takes
+a deep chain or disks of terabytes, that is counted with --count alone.
 
 With --domain, XML and headers are combined as libvirt combines them: layers
 that the XML gives are believed, the rest is looked for below the last one,
@@ -78,6 +79,9 @@ pub struct Args {
     /// How to show it
     #[arg(long, value_enum, default_value_t, value_name = "FORM")]
     output: Drawing,
+    /// Count what each layer holds, however much must be read for that
+    #[arg(long)]
+    count: bool,
     /// Draw all layers of a deep chain, also on a terminal
     #[arg(long)]
     all: bool,
@@ -94,7 +98,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     };
     let policy = args.policy.load()?;
     let chain = detect(&Start::at(target, args.format), &policy);
-    let shown = Shown::of(&chain, &policy, target);
+    let shown = Shown::of(&chain, &policy, target, args.count);
     let mut out = output::stdout();
     match args.output {
         Drawing::Human => tree::draw(&shown, look(args, shown.layers.len()), &mut out)?,

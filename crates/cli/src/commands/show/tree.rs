@@ -118,10 +118,22 @@ impl Tree<'_> {
         parts.extend(shown.virtual_size.map(|bytes| format!("{} disk", size(bytes))));
         parts.push(count(shown.depth as u64, "layer"));
         parts.extend(shown.data.map(|bytes| format!("{} of data", size(bytes))));
-        if shown.depth > 0 {
-            writeln!(self.out, "{QUIET}{}{QUIET:#}\n", parts.join(self.glyphs.dot))?;
+        if shown.depth == 0 {
+            return Ok(());
         }
-        Ok(())
+        writeln!(self.out, "{QUIET}{}{QUIET:#}", parts.join(self.glyphs.dot))?;
+        if let Some(error) = &shown.contributions_error {
+            let hint = error.hint.iter().map(|hint| format!("; {hint}"));
+            let text = format!(
+                "what they hold is not counted: {}{}",
+                error.full(),
+                hint.collect::<String>()
+            );
+            for line in text::wrap(&printable(&text), self.width) {
+                writeln!(self.out, "{NOTE}{line}{NOTE:#}")?;
+            }
+        }
+        writeln!(self.out)
     }
 
     fn layer(&mut self, shown: &Shown, layer: &ShownLayer) -> io::Result<()> {
