@@ -141,7 +141,8 @@ fn failed(why: &catena::Error) -> Failure {
 
 /// The lines of what was found, on standard error.
 pub fn print_lines(report: &Report, writable: bool) {
-    let mut err = std::io::stderr().lock();
+    // There may be a hundred thousand of them, and what is not gathered is written line by line.
+    let mut err = std::io::BufWriter::new(std::io::stderr().lock());
     for line in report
         .findings
         .iter()

@@ -128,15 +128,19 @@ impl<'a> Ground<'a> {
         Ok(())
     }
 
-    /// Writes the sectors of a table that have changed.
+    /// Writes the sectors of a table that have changed, those in a row at once: each is right by itself, so it does not matter which of
+    /// them arrive.
     fn write_changed(&self, before: &[u8], now: &[u8], offset: u64) -> Result<()> {
-        let sectors = (0u64..)
-            .step_by(SECTOR)
-            .zip(before.chunks(SECTOR).zip(now.chunks(SECTOR)));
-        for (at, (before, now)) in sectors {
-            if before != now {
-                self.storage.write_all_at(now, offset + at)?;
+        let sectors: Vec<_> = before.chunks(SECTOR).zip(now.chunks(SECTOR)).collect();
+        let mut at = offset;
+        for row in sectors.chunk_by(|(a, b), (c, d)| (a == b) == (c == d)) {
+            let len = row.iter().map(|(_, now)| now.len()).sum();
+            if row.first().is_some_and(|(before, now)| before != now) {
+                let start = usize::try_from(at - offset).unwrap_or(usize::MAX);
+                let bytes = now.get(start..).and_then(|rest| rest.get(..len));
+                self.storage.write_all_at(bytes.unwrap_or_default(), at)?;
             }
+            at += len as u64;
         }
         Ok(())
     }
