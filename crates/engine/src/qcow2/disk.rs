@@ -323,7 +323,13 @@ impl Qcow2Disk {
     pub fn close(self) -> Result<()> {
         self.settle()?;
         self.store_bitmaps()?;
-        self.ahead.give_back(self.data_storage())
+        self.give_space_back()
+    }
+
+    /// Gives back what was found ahead. Nobody may be writing.
+    fn give_space_back(&self) -> Result<()> {
+        let used = self.meta().refcounts.used();
+        self.ahead.give_back(self.data_storage(), used)
     }
 
     pub(super) fn meta(&self) -> MutexGuard<'_, Meta> {
@@ -592,7 +598,7 @@ impl Drop for Qcow2Disk {
     fn drop(&mut self) {
         if !self.poisoned.load(Ordering::Acquire) {
             let _ = self.settle().and_then(|()| self.store_bitmaps());
-            let _ = self.ahead.give_back(self.data_storage());
+            let _ = self.give_space_back();
         }
     }
 }

@@ -442,7 +442,18 @@ impl Qcow2Disk {
         let start = group.cluster << bits.get();
         let end = at + part.len() as u64;
         let host_of = |guest: u64| group.host + (guest - start);
-        self.check_data_place(group.host, group.olds.len() as u64 * bits.size())?;
+        let len = group.clusters() * bits.size();
+        self.check_data_place(group.host, len)?;
+        if group.untouched {
+            // New space is better found in one piece, and writing where it has been found takes less of a processor.
+            match self.data_file {
+                // Data lies in a data file where the guest has it: what comes behind may stay a hole.
+                Some(_) => {
+                    self.data_storage().keep_ahead(group.host, len);
+                }
+                None => self.ahead.keep(self.data_storage(), group.host, len),
+            }
+        }
         let (mut before, mut after) = (Vec::new(), Vec::new());
         for (n, old) in group.olds.iter().enumerate() {
             let from = start + n as u64 * bits.size();
@@ -470,17 +481,6 @@ impl Qcow2Disk {
                 } else {
                     after.push((range, fill));
                 }
-            }
-        }
-        if group.untouched {
-            // New space is better found in one piece, and writing where it has been found takes less of a processor.
-            let len = group.clusters() * bits.size();
-            match self.data_file {
-                // Data lies in a data file where the guest has it: what comes behind may stay a hole.
-                Some(_) => {
-                    self.data_storage().keep_ahead(group.host, len);
-                }
-                None => self.ahead.keep(self.data_storage(), group.host, len),
             }
         }
         // What touches the guest's bytes goes with them in one write; the rest is elsewhere in the cluster.

@@ -130,6 +130,11 @@ impl Refcounts {
         })
     }
 
+    /// Where what was ever in use ends.
+    pub(crate) fn used(&self) -> u64 {
+        self.untouched
+    }
+
     /// Bytes of blocks that wait for a flush.
     pub(crate) fn dirty_bytes(&self) -> u64 {
         (self.dirty_blocks.len() as u64) << self.cluster_bits.get()
