@@ -170,6 +170,7 @@ impl Walk<'_> {
             });
         };
         let bytes = StorageBytes::new(&file.storage).map_err(|error| fail(error.into(), None))?;
+        let bytes = bytes.with_head();
         let (format, origin) = match belief {
             Belief::Known(format, origin) => (format, origin),
             Belief::Probe(consent) => (

@@ -19,7 +19,7 @@ use catena_storage::{Shortcut, SpanKind, Storage};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use index::Index;
 use stretch::Stretch;
@@ -44,7 +44,8 @@ pub struct Stack {
     walked: bool,
     index_bytes: u64,
     index: Index,
-    decompressed: Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>,
+    /// Made when it is first used: to make one, files of the system are read.
+    decompressed: OnceLock<Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>>,
 }
 
 /// An image at its place, with the name by which errors speak of it.
@@ -97,7 +98,7 @@ impl Stack {
             walked: false,
             index_bytes: DEFAULT_INDEX_BYTES,
             index: Index::new(size.div_ceil(STRETCH), DEFAULT_INDEX_BYTES),
-            decompressed: Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes),
+            decompressed: OnceLock::new(),
         }
     }
 
@@ -283,7 +284,10 @@ impl Stack {
         let skip = usize::try_from(extent.start.0 % layer.image.cluster_size()).unwrap_or_default();
         let key = (extent.layer, offset);
         let size = layer.image.cluster_size();
-        let cluster = match self.decompressed.get(&key) {
+        let decompressed = self
+            .decompressed
+            .get_or_init(|| Cache::with_weighter(512, DECOMPRESSED_BYTES, ClusterBytes));
+        let cluster = match decompressed.get(&key) {
             Some(cluster) => cluster,
             // A cluster read whole is not asked for again soon.
             None if skip == 0 && buf.len() as u64 == size => return layer.image.decompress(offset, len, buf),
@@ -291,7 +295,7 @@ impl Stack {
                 let mut cluster = vec![0; usize::try_from(size).unwrap_or_default()];
                 layer.image.decompress(offset, len, &mut cluster)?;
                 let cluster: Arc<[u8]> = cluster.into();
-                self.decompressed.insert(key, Arc::clone(&cluster));
+                decompressed.insert(key, Arc::clone(&cluster));
                 cluster
             }
         };

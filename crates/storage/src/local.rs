@@ -378,18 +378,17 @@ impl Storage for LocalFile {
 
     fn identity(&self) -> Option<Identity> {
         let stat = fstat(self.opened().ok()?).ok()?;
-        let len = self.len().ok()?;
         Some(match self.open.kind {
             Kind::Regular => Identity {
                 device: stat.st_dev,
                 inode: stat.st_ino,
-                len,
+                len: u64::try_from(stat.st_size).unwrap_or(0),
                 modified: modified(stat.st_mtime, stat.st_mtime_nsec),
             },
             Kind::Block => Identity {
                 device: stat.st_rdev,
                 inode: 0,
-                len,
+                len: self.len().ok()?,
                 modified: None,
             },
         })
