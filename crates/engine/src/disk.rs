@@ -20,6 +20,21 @@ pub trait Disk: Send + Sync {
     /// stop. A bounded number comes back, however fragmented the disk is.
     fn extents(&self, offset: GuestOffset, end: GuestOffset) -> Result<Vec<Extent>>;
 
+    /// Whether maps and holes tell that a range reads as zeros. No data is looked at.
+    fn is_nothing(&self, start: GuestOffset, end: GuestOffset) -> Result<bool> {
+        let mut at = start;
+        while at < end {
+            let extents = self.extents(at, end)?;
+            match extents.last() {
+                Some(last) if extents.iter().all(|extent| extent.kind.is_nothing()) && last.end() > at => {
+                    at = last.end();
+                }
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// The store that a layer's extents of data, or compressed ones, name places in. `None` where the disk's bytes are not
     /// at their extents' places, or are nobody else's business.
     fn store(&self, _layer: u32, _file: FileRole) -> Option<&dyn Storage> {

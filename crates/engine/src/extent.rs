@@ -122,6 +122,11 @@ impl ExtentKind {
         !matches!(self, Self::Compressed { .. } | Self::Corrupt { .. }) && self.skip(len) == next
     }
 
+    /// Whether there is nothing: zeros, or nobody who says otherwise.
+    pub fn is_nothing(self) -> bool {
+        matches!(self, Self::Zero { .. } | Self::Unallocated)
+    }
+
     /// Whether the guest sees zeros there for certain.
     pub fn is_zero(self) -> bool {
         matches!(self, Self::Zero { .. })

@@ -45,8 +45,11 @@ pub struct Stack {
     index_bytes: u64,
     index: Index,
     /// Made when it is first used: to make one, files of the system are read.
-    decompressed: OnceLock<Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>>,
+    decompressed: OnceLock<Decompressed>,
 }
+
+/// Decompressed clusters, by layer and where their bytes are.
+type Decompressed = Cache<(u32, HostOffset), Arc<[u8]>, ClusterBytes>;
 
 /// An image at its place, with the name by which errors speak of it.
 #[derive(Debug)]
@@ -381,6 +384,32 @@ impl Disk for Stack {
             self.refine(extent, &mut extents)?;
         }
         Ok(extents)
+    }
+
+    /// Asks files only whether they have data in the range, not where it ends: that takes some file systems a look at each page of it.
+    fn is_nothing(&self, start: GuestOffset, end: GuestOffset) -> Result<bool> {
+        let mut at = start;
+        while at < end {
+            let extents = self.map(at, end)?;
+            for extent in &extents {
+                let nothing = match extent.kind {
+                    ExtentKind::Data { file, offset } => self
+                        .layer(extent.layer)?
+                        .image
+                        .storage(file)?
+                        .is_hole(offset.0, extent.len)?,
+                    kind => kind.is_nothing(),
+                };
+                if !nothing {
+                    return Ok(false);
+                }
+            }
+            match extents.last() {
+                Some(last) if last.end() > at => at = last.end(),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     fn store(&self, layer: u32, file: FileRole) -> Option<&dyn Storage> {

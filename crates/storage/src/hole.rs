@@ -62,6 +62,17 @@ pub(crate) fn span(fd: BorrowedFd<'_>, kind: Kind, offset: u64) -> io::Result<Op
     }
 }
 
+/// Whether there is no data in a range. Unlike [`span`] this does not ask where data ends.
+pub(crate) fn is_hole(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<bool> {
+    match uninterrupted(|| seek(fd, SeekFrom::Data(offset))) {
+        Ok(data) => Ok(data >= offset.saturating_add(len)),
+        // No data from here to the end.
+        Err(Errno::NXIO) => Ok(true),
+        Err(error) if is_unknown(error) => Ok(offset >= length(fd, kind)?),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Makes a hole by the system's own means. What comes back are the stretches `(start, end)` that still have to be
 /// overwritten with zeros, none of them past the end.
 pub(crate) fn punch(fd: BorrowedFd<'_>, kind: Kind, offset: u64, len: u64) -> io::Result<Vec<(u64, u64)>> {

@@ -358,6 +358,15 @@ impl Storage for LocalFile {
         Ok(span)
     }
 
+    fn is_hole(&self, offset: u64, len: u64) -> Result<bool> {
+        if self.known_at(offset).is_some() {
+            return Ok(false);
+        }
+        let opened = self.opened()?;
+        hole::is_hole(opened.as_fd(), self.open.kind, offset, len)
+            .map_err(|error| self.failed(error, "find the holes of").at(offset))
+    }
+
     fn allocated(&self) -> Result<Option<u64>> {
         if self.open.kind == Kind::Block {
             return Ok(None);

@@ -62,6 +62,22 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// and is not empty, or `None` at and past the end. A store that knows nothing answers data to the end.
     fn span_at(&self, offset: u64) -> Result<Option<Span>>;
 
+    /// Whether the store knows that a range reads as zeros; what lies past the end does.
+    fn is_hole(&self, offset: u64, len: u64) -> Result<bool> {
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            match self.span_at(at)? {
+                Some(span) if span.kind == SpanKind::Hole && span.len > 0 => {
+                    at = at.saturating_add(span.len);
+                }
+                Some(_) => return Ok(false),
+                None => break,
+            }
+        }
+        Ok(true)
+    }
+
     /// Bytes of the medium that the store takes up, where known.
     fn allocated(&self) -> Result<Option<u64>>;
 

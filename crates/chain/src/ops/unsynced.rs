@@ -59,6 +59,10 @@ impl Storage for Unsynced {
         self.0.span_at(offset)
     }
 
+    fn is_hole(&self, offset: u64, len: u64) -> Result<bool> {
+        self.0.is_hole(offset, len)
+    }
+
     fn allocated(&self) -> Result<Option<u64>> {
         self.0.allocated()
     }

@@ -309,17 +309,7 @@ impl Qcow2Disk {
         let Some(backing) = &self.backing else {
             return Ok(true);
         };
-        let end = GuestOffset(end.min(backing.size()));
-        let mut at = GuestOffset(start);
-        while at < end {
-            let extents = backing.extents(at, end)?;
-            let nothing = |extent: &Extent| extent.kind.is_zero() || extent.kind == ExtentKind::Unallocated;
-            match extents.last() {
-                Some(last) if extents.iter().all(nothing) && last.end() > at => at = last.end(),
-                _ => return Ok(false),
-            }
-        }
-        Ok(true)
+        backing.is_nothing(GuestOffset(start), GuestOffset(end.min(backing.size())))
     }
 
     /// What the disk is made of from `start` on.
