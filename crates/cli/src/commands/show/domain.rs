@@ -84,7 +84,7 @@ pub fn run(args: &Args, name: &str) -> Result<ExitCode, CommandError> {
     let mut disks: Vec<_> = document
         .volume
         .iter()
-        .map(|volume| show_volume(volume, document, &policy, Path::new(name)))
+        .map(|volume| show_volume(args, volume, document, &policy))
         .collect();
     for disk in chosen {
         let mut shown = show(args, disk, document, &policy);
@@ -204,10 +204,11 @@ fn show(args: &Args, disk: &Disk, document: &Document, policy: &Policy) -> Shown
 }
 
 /// A storage pool's volume, and where its document and the image disagree.
-fn show_volume(volume: &Volume, document: &Document, policy: &Policy, from: &Path) -> ShownDisk {
+fn show_volume(args: &Args, volume: &Volume, document: &Document, policy: &Policy) -> ShownDisk {
     let (chain, no_chain) = match volume.chain(policy) {
         Ok(chain) => {
-            let mut shown = Shown::of(&chain, policy, from);
+            let from = Path::new(args.domain.as_deref().unwrap_or_default());
+            let mut shown = Shown::of(&chain, policy, from, args.count);
             shown.add_findings(volume_disagreements(volume, &chain, policy));
             (Some(shown), None)
         }
