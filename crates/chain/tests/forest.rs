@@ -1,11 +1,11 @@
 //! Forests of images that QEMU made.
 #![cfg(test)]
 
-use catena::forest::{Image, Index, Search, Sizes, To};
+use catena::forest::{Around, Image, Index, Search, Sizes, To};
 use catena::ops::create::{self, Existing, Kind, Preallocation, Qcow2Options};
 use catena::{Forest, Format, Policy};
 use catena_testkit::Folder;
-use std::path::Path;
+use std::sync::Arc;
 
 fn grow(folder: &Folder) -> Forest {
     Forest::grow(&Search::below([folder.path()]), Some(&Policy::libvirt()), None)
@@ -230,13 +230,63 @@ fn an_index_saves_reading_and_never_answers_for_what_changed() {
 
 #[test]
 fn pseudo_file_systems_are_not_read() {
-    let search = Search {
-        places: vec![
-            Path::new("/proc/self").to_owned(),
-            Path::new("/sys/kernel").to_owned(),
-        ],
-        levels: 2,
-    };
+    let search = Search::default().and(["/proc/self", "/sys/kernel"], 2);
     let forest = Forest::grow(&search, Some(&Policy::libvirt()), None);
     assert!(forest.images().is_empty());
+}
+
+#[test]
+fn a_folder_that_is_reached_in_several_ways_is_walked_once() {
+    let folder = folder();
+    let guests = folder.file("guests");
+    for search in [
+        Search::below([folder.path(), &guests]),
+        Search::below([&guests]).and([folder.path()], 1),
+        Search::default()
+            .and([&guests], 0)
+            .and([folder.path()], usize::MAX),
+        Search::below([folder.file("guests/../guests"), folder.file("guests/right.qcow2")])
+            .and([folder.path()], usize::MAX),
+    ] {
+        let forest = Forest::grow(&search, Some(&Policy::libvirt()), None);
+        let names: Vec<_> = forest.images().iter().map(|image| image.names.len()).collect();
+        assert_eq!(names, [1, 1, 1, 1], "{search:?}");
+    }
+}
+
+#[test]
+fn overlays_are_found_beside_an_image_s_folder_and_where_they_were_seen() {
+    let folder = Folder::new();
+    for name in ["bases", "guests", "far/away/from"] {
+        std::fs::create_dir_all(folder.file(name)).unwrap();
+    }
+    folder.img("create -q -f qcow2 bases/base.qcow2 1M");
+    folder.img("create -q -f qcow2 -b ../bases/base.qcow2 -F qcow2 guests/near.qcow2");
+    let far = "far/away/from/far.qcow2";
+    folder.img(&format!(
+        "create -q -f qcow2 -b ../../../bases/base.qcow2 -F qcow2 {far}"
+    ));
+    let bases = [folder.file("bases/base.qcow2")];
+    let overlays = |around: &Around| {
+        let forest = Forest::grow(&around.widely(&bases), Some(&Policy::libvirt()), None);
+        let base = number(&forest, &folder, "bases/base.qcow2");
+        names(&forest, &forest.images()[base].overlays)
+    };
+    let mut around = Around::default();
+    assert_eq!(overlays(&around), ["near.qcow2"]);
+    // What has just changed is not kept.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let elsewhere = catena_testkit::scratch().unwrap();
+    let path = elsewhere.path().join("headers.json");
+    let index = Index::load(&path);
+    Forest::grow(&Search::below([folder.path()]), None, Some(&index));
+    index.store().unwrap();
+    around.index = Some(Arc::new(Index::load(&path)));
+    assert_eq!(overlays(&around), ["far.qcow2", "near.qcow2"]);
+    let inside = Forest::grow(&Search::below([folder.file("bases")]), None, None);
+    assert_eq!(around.needed_elsewhere(&inside, &bases).unwrap().len(), 2);
+    // It is looked at again, and may be gone or stand on something else.
+    folder.img(&format!("create -q -f qcow2 {far} 1M"));
+    std::fs::remove_file(folder.file("guests/near.qcow2")).unwrap();
+    assert_eq!(overlays(&around), Vec::<String>::new());
 }

@@ -2,7 +2,7 @@
 //!
 //! Never needed: an index that is missing, damaged or old only costs time. A header is believed to be what it was as long as
 //! its file has the same identity, length and times; a change that leaves all of these cannot be told from none, so what
-//! decides over data reads the headers themselves.
+//! decides over data reads the headers themselves. It also tells where an image was that named another: a hint where to look.
 
 use super::header::{Header, Recorded};
 use super::stamps;
@@ -10,7 +10,8 @@ use super::walk::Stat;
 use catena_engine::{Error, Result};
 use catena_format::Format;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -33,6 +34,8 @@ pub struct Index {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
+    /// Where it was, from the root.
+    path: PathBuf,
     object: (u64, u64),
     len: u64,
     modified: i128,
@@ -100,10 +103,27 @@ impl Index {
         })
     }
 
-    pub(super) fn get(&self, stat: &Stat) -> Option<Header> {
+    /// Where images were, and still is something, that named others by one of these file names.
+    pub(super) fn that_name(&self, files: &BTreeSet<OsString>) -> Vec<PathBuf> {
+        let files: Vec<_> = files.iter().filter_map(|file| file.to_str()).collect();
+        let known = self.known.values().filter(|known| {
+            let backing = known.backing.iter().flat_map(|(names, _)| names);
+            let mut named = backing.chain(&known.data_file);
+            named.any(|name| files.iter().any(|file| name.contains(file)))
+        });
+        let mut paths: Vec<_> = known
+            .map(|known| known.path.clone())
+            .filter(|path| path.exists())
+            .collect();
+        paths.sort_unstable();
+        paths
+    }
+
+    pub(super) fn get(&self, path: &Path, stat: &Stat) -> Option<Header> {
         let known = self.known.get(&stat.object)?;
         let same = (known.len, known.modified, known.changed) == (stat.len, stat.modified, stat.changed);
-        if !same || stat.block_device {
+        // One that was moved is learned anew.
+        if !same || stat.block_device || absolute(path)? != known.path {
             return None;
         }
         Some(Header {
@@ -119,7 +139,7 @@ impl Index {
         })
     }
 
-    pub(super) fn learn(&self, stat: &Stat, header: &Header) {
+    pub(super) fn learn(&self, path: &Path, stat: &Stat, header: &Header) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let settled = stat.changed.max(stat.modified) + SETTLED < i128::try_from(now.as_nanos()).unwrap_or(0);
         if !settled || stat.block_device || header.trouble.is_some() {
@@ -140,7 +160,9 @@ impl Index {
             Some(None) => return,
             name => name.flatten(),
         };
+        let Some(path) = absolute(path) else { return };
         let known = Known {
+            path,
             object: stat.object,
             len: stat.len,
             modified: stat.modified,
@@ -156,6 +178,12 @@ impl Index {
             .unwrap_or_else(PoisonError::into_inner)
             .push(known);
     }
+}
+
+/// The name from the root; `None` for one that is no text, which would not come back as it was.
+fn absolute(path: &Path) -> Option<PathBuf> {
+    path.to_str()?;
+    std::path::absolute(path).ok()
 }
 
 fn read(path: &Path) -> Option<Stored> {

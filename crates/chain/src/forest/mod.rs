@@ -10,12 +10,14 @@
 
 mod header;
 mod index;
+mod search;
 mod sizes;
 mod stamps;
 mod walk;
 
 pub use header::{Header, Recorded};
 pub use index::Index;
+pub use search::{Around, Search};
 pub use sizes::Sizes;
 pub use stamps::Known;
 pub use walk::{STAGING, TRASH};
@@ -36,25 +38,6 @@ pub type Object = (u64, u64);
 
 /// Headers that a thread reads before it asks for more work.
 const BATCH: usize = 64;
-
-/// Where images are looked for.
-#[derive(Clone, Debug)]
-pub struct Search {
-    /// Folders, and single files.
-    pub places: Vec<PathBuf>,
-    /// Levels of folders below each: 0 looks at what lies in them alone.
-    pub levels: usize,
-}
-
-impl Search {
-    /// In these folders and everything below them.
-    pub fn below(places: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        Self {
-            places: places.into_iter().map(Into::into).collect(),
-            levels: usize::MAX,
-        }
-    }
-}
 
 /// Images, and which stands on which.
 #[derive(Debug, Default)]
@@ -175,7 +158,7 @@ impl Forest {
     /// Looks at everything in the places to be searched, and at what is named elsewhere as far as a policy lets it be opened;
     /// at nothing else without one. Headers that an index knows already are not read again; without an index, all are.
     pub fn grow(search: &Search, policy: Option<&Policy>, index: Option<&Index>) -> Self {
-        let walked = walk(&search.places, search.levels);
+        let walked = walk(&search.places);
         let mut forest = Self {
             trash: walked.trash,
             staging: walked.staging,
@@ -209,7 +192,12 @@ impl Forest {
     pub fn find(&self, path: &Path) -> Result<Option<usize>> {
         let metadata = std::fs::metadata(path)
             .map_err(|error| catena_storage::Error::from_io(error, "find").with_path(path))?;
-        Ok(Stat::of(&metadata).and_then(|stat| self.objects.get(&stat.object).copied()))
+        Ok(Stat::of(&metadata).and_then(|stat| self.number_of(stat.object)))
+    }
+
+    /// The number of an object, where it is of the forest.
+    pub fn number_of(&self, object: Object) -> Option<usize> {
+        self.objects.get(&object).copied()
     }
 
     /// Everything that needs an image, directly or through others, nearest first; each once.
@@ -412,7 +400,7 @@ fn header_of(path: &Path, stat: &Stat, index: Option<&Index>) -> Header {
     if stat.len == 0 && !stat.block_device {
         return Header::raw(0);
     }
-    if let Some(known) = index.and_then(|index| index.get(stat)) {
+    if let Some(known) = index.and_then(|index| index.get(path, stat)) {
         return known;
     }
     let open = LocalFile::open(path, &OpenOptions::new().lock(LockMode::None));
@@ -421,7 +409,7 @@ fn header_of(path: &Path, stat: &Stat, index: Option<&Index>) -> Header {
         .and_then(|file| Header::read(&file, path, stat))
         .unwrap_or_else(|error| unread(stat, &error));
     if let Some(index) = index {
-        index.learn(stat, &header);
+        index.learn(path, stat, &header);
     }
     header
 }

@@ -1,8 +1,11 @@
 //! The files below some folders, found by several threads; nothing is opened but folders.
 
 use super::Object;
+use super::search::Place;
 use catena_engine::Error;
 use rustix::fs::FsWord;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -22,6 +25,8 @@ const SECOND: i128 = 1_000_000_000;
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub path: PathBuf,
+    /// The folder that the name is in, where that was walked.
+    folder: Option<Object>,
     /// Whether the name itself is a symbolic link.
     pub link: bool,
     pub stat: Stat,
@@ -79,24 +84,27 @@ pub(super) struct Walked {
     pub errors: Vec<Error>,
 }
 
-/// Walks so many levels of folders below these names, which may be files themselves. Links to folders are not followed,
-/// unless they are what was asked for.
-pub(super) fn walk(names: &[PathBuf], levels: usize) -> Walked {
+/// Walks so many levels of folders below each of these names, which may be files themselves. Links to folders are not followed,
+/// unless they are what was asked for. A folder that is reached in several ways is walked once, by the first of them that goes
+/// as deep.
+pub(super) fn walk(places: &[Place]) -> Walked {
     let mut walked = Walked::default();
-    let mut folders = Vec::new();
-    for name in names {
-        match std::fs::metadata(name) {
-            Ok(metadata) if metadata.is_dir() => folders.push((name.clone(), levels)),
+    let mut waiting = Waiting::default();
+    for place in places {
+        let path = &place.path;
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => waiting.push(place.clone(), object(&metadata)),
             Ok(metadata) => walked.entries.extend(Stat::of(&metadata).map(|stat| Entry {
-                path: name.clone(),
-                link: name.is_symlink(),
+                path: path.clone(),
+                folder: folder_of(path),
+                link: path.is_symlink(),
                 stat,
             })),
-            Err(error) => walked.errors.push(failed(error, name)),
+            Err(error) => walked.fail(error, place),
         }
     }
     let queue = Queue {
-        state: Mutex::new(Waiting { folders, working: 0 }),
+        state: Mutex::new(waiting),
         more: Condvar::new(),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
@@ -115,11 +123,33 @@ pub(super) fn walk(names: &[PathBuf], levels: usize) -> Walked {
     }
     // Real names before links, then by name: what is found does not depend on who found it first.
     walked.trash.sort_unstable();
+    walked.trash.dedup();
     walked.staging.sort_unstable();
+    walked.staging.dedup();
     walked
         .entries
         .sort_unstable_by(|a, b| (a.link, &a.path).cmp(&(b.link, &b.path)));
+    // What was walked again, since it was to be walked deeper, or was named beside its folder.
+    let mut seen = HashSet::with_capacity(walked.entries.len());
+    walked.entries.retain(|entry| {
+        let name = entry.path.file_name().map(OsStr::to_owned);
+        entry.folder.is_none() || seen.insert((entry.folder, name))
+    });
     walked
+}
+
+fn object(metadata: &Metadata) -> Object {
+    (metadata.dev(), metadata.ino())
+}
+
+fn folder_of(file: &Path) -> Option<Object> {
+    let parent = file.parent()?;
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    Some(object(&std::fs::metadata(parent).ok()?))
 }
 
 /// Folders that wait to be read.
@@ -128,27 +158,42 @@ struct Queue {
     more: Condvar,
 }
 
+#[derive(Default)]
 struct Waiting {
-    folders: Vec<(PathBuf, usize)>,
+    folders: Vec<(Place, Object)>,
+    /// How many levels were walked, or will be, below each folder that was met.
+    deep: HashMap<Object, usize>,
     /// Threads that read one, and may find more.
     working: usize,
+}
+
+impl Waiting {
+    fn push(&mut self, folder: Place, object: Object) {
+        let deep = self.deep.get(&object);
+        if deep.is_none_or(|deep| *deep < folder.levels) {
+            self.deep.insert(object, folder.levels);
+            self.folders.push((folder, object));
+        }
+    }
 }
 
 impl Queue {
     fn work(&self) -> Walked {
         let mut walked = Walked::default();
-        while let Some((folder, levels)) = self.next() {
+        while let Some((folder, object)) = self.next() {
             let mut deeper = Vec::new();
-            read(&folder, levels, &mut walked, &mut deeper);
+            walked.read(&folder, object, &mut deeper);
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.folders.extend(deeper);
+            for (folder, object) in deeper {
+                state.push(folder, object);
+            }
             state.working -= 1;
             self.more.notify_all();
         }
         walked
     }
 
-    fn next(&self) -> Option<(PathBuf, usize)> {
+    fn next(&self) -> Option<(Place, Object)> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(folder) = state.folders.pop() {
@@ -163,54 +208,72 @@ impl Queue {
     }
 }
 
-fn read(folder: &Path, levels: usize, walked: &mut Walked, deeper: &mut Vec<(PathBuf, usize)>) {
-    if rustix::fs::statfs(folder).is_ok_and(|system| PSEUDO.contains(&system.f_type)) {
-        return;
-    }
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) => return walked.errors.push(failed(error, folder)),
-    };
-    for entry in entries {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => return walked.errors.push(failed(error, folder)),
-        };
-        let Ok(kind) = entry.file_type() else { continue };
-        // What is below '.' has a name of its own.
-        let path = if folder == Path::new(".") {
-            PathBuf::from(entry.file_name())
-        } else {
-            entry.path()
-        };
-        if kind.is_dir() {
-            if entry.file_name() == TRASH {
-                walked.trash.push(path);
-            } else if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(STAGING.as_bytes())
-            {
-                walked.staging.push(path);
-            } else if let Some(levels) = levels.checked_sub(1) {
-                deeper.push((path, levels));
-            }
-            continue;
+impl Walked {
+    fn read(&mut self, place: &Place, object: Object, deeper: &mut Vec<(Place, Object)>) {
+        let folder = place.path.as_path();
+        if rustix::fs::statfs(folder).is_ok_and(|system| PSEUDO.contains(&system.f_type)) {
+            return;
         }
-        // A link that leads nowhere, or a file that has just gone, is nothing.
-        let Ok(metadata) = std::fs::metadata(&path) else {
-            continue;
+        let entries = match std::fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) => return self.fail(error, place),
         };
-        walked.entries.extend(Stat::of(&metadata).map(|stat| Entry {
-            path,
-            link: kind.is_symlink(),
-            stat,
-        }));
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => return self.fail(error, place),
+            };
+            let Ok(kind) = entry.file_type() else { continue };
+            // What is below '.' has a name of its own.
+            let path = if folder == Path::new(".") {
+                PathBuf::from(entry.file_name())
+            } else {
+                entry.path()
+            };
+            if kind.is_dir() {
+                if entry.file_name() == TRASH {
+                    self.trash.push(path);
+                } else if entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .starts_with(STAGING.as_bytes())
+                {
+                    self.staging.push(path);
+                } else if let Some(levels) = place.levels.checked_sub(1)
+                    && let Ok(metadata) = entry.metadata()
+                {
+                    let guessed = place.guessed;
+                    deeper.push((
+                        Place {
+                            path,
+                            levels,
+                            guessed,
+                        },
+                        self::object(&metadata),
+                    ));
+                }
+                continue;
+            }
+            // A link that leads nowhere, or a file that has just gone, is nothing.
+            let Ok(metadata) = std::fs::metadata(&path) else {
+                continue;
+            };
+            self.entries.extend(Stat::of(&metadata).map(|stat| Entry {
+                path,
+                folder: Some(object),
+                link: kind.is_symlink(),
+                stat,
+            }));
+        }
     }
-}
 
-fn failed(error: std::io::Error, path: &Path) -> Error {
-    catena_storage::Error::from_io(error, "look into")
-        .with_path(path)
-        .into()
+    fn fail(&mut self, error: std::io::Error, place: &Place) {
+        if !place.guessed {
+            self.errors.push(
+                catena_storage::Error::from_io(error, "look into")
+                    .with_path(&place.path)
+                    .into(),
+            );
+        }
+    }
 }

@@ -1,13 +1,11 @@
 //! Who else stands on an image: those that would show their guests something else if it were written.
 //!
-//! No image records its overlays, so they are looked for: in the image's own folder and in those the caller names. An overlay
-//! elsewhere is not found; nobody can find it without knowing where to look.
+//! They are looked for where they are likely to be; see [`Around`].
 
-use super::folder_of;
 use crate::chain::Layer;
-use crate::forest::{Forest, Object, Search, To};
+use crate::forest::{Around, Forest, Object, To};
 use catena_engine::{Error, ErrorKind, Result};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// Children that an error names.
@@ -16,8 +14,8 @@ const NAMED: usize = 4;
 /// Where other children of a base are looked for, and what is done about them.
 #[derive(Clone, Debug, Default)]
 pub struct OtherChildren {
-    /// Folders beside the base's own.
-    pub folders: Vec<PathBuf>,
+    /// Where they are looked for, in folders without anything below.
+    pub around: Around,
     /// Whether what they show may change: the caller answers for it.
     pub forced: bool,
 }
@@ -40,23 +38,8 @@ impl OtherChildren {
             .filter_map(|layer| Some((layer.file.as_ref()?.identity.object(), *layer)))
             .collect();
         let own: BTreeSet<Object> = objects(&mut own.iter()).into_iter().collect();
-        // By their real names, so that none is searched twice; as they are called, for messages.
-        let mut folders: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-        let mut search = |folder: PathBuf| {
-            let real = std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.clone());
-            folders.entry(real).or_insert(folder);
-        };
-        for path in layers.iter().filter_map(|layer| layer.path()) {
-            search(folder_of(path));
-            if let Ok(real) = std::fs::canonicalize(path) {
-                search(folder_of(&real));
-            }
-        }
-        self.folders.iter().cloned().for_each(search);
-        let search = Search {
-            places: folders.into_values().collect(),
-            levels: 0,
-        };
+        let paths: Vec<_> = layers.iter().filter_map(|layer| layer.path()).collect();
+        let search = self.around.closely(&paths);
         // A file of a folder is only looked at for its header; nothing that it names is opened.
         let forest = Forest::grow(&search, None, None);
         let mut found: Vec<(PathBuf, &Layer)> = forest

@@ -8,13 +8,14 @@ use super::bundle::staging;
 use super::folder_of;
 use super::observer::Observer;
 use super::script::{self, FileId, Journal, Script, Step, interrupted};
-use crate::forest::{Forest, Image, Search};
+use crate::forest::{Around, Forest, Image, Index, Search};
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Where to look, and for what.
@@ -26,6 +27,8 @@ pub struct Request {
     pub kept_for: Duration,
     /// The images that are in use, such as those of all domains. Without any, no image counts as unneeded.
     pub used: Vec<PathBuf>,
+    /// What was seen before: an image elsewhere may stand on one of these.
+    pub index: Option<Arc<Index>>,
 }
 
 /// Something that may go.
@@ -103,7 +106,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         plan.empty(trash, request.kept_for)?;
     }
     if !request.used.is_empty() {
-        plan.find_unneeded(&forest, &request.used)?;
+        plan.find_unneeded(&forest, request)?;
     }
     Ok(plan)
 }
@@ -186,9 +189,9 @@ impl Plan {
         Ok(())
     }
 
-    fn find_unneeded(&mut self, forest: &Forest, used: &[PathBuf]) -> Result<()> {
+    fn find_unneeded(&mut self, forest: &Forest, request: &Request) -> Result<()> {
         let mut needed = BTreeSet::new();
-        for path in used {
+        for path in &request.used {
             let number = forest
                 .find(path)?
                 .ok_or_else(|| not_known(path, "it is no file and no block device"))?;
@@ -205,9 +208,20 @@ impl Plan {
                 return Err(not_known(image.path(), trouble));
             }
         }
-        let mut unneeded: Vec<_> = { forest.images().iter().enumerate() }
-            .filter(|(number, image)| image.inside && image.is_image() && !needed.contains(number))
-            .filter(|(_, image)| !script::is_part(image.path()))
+        let can_go =
+            |(_, image): &(usize, &Image)| image.inside && image.is_image() && !script::is_part(image.path());
+        let inside = || { forest.images().iter().enumerate() }.filter(can_go);
+        let paths: Vec<_> = inside().map(|(_, image)| image.path()).collect();
+        let around = Around {
+            folders: Vec::new(),
+            index: request.index.clone(),
+        };
+        for number in around.needed_elsewhere(forest, &paths)? {
+            needed.insert(number);
+            needed.extend(forest.needs(number));
+        }
+        let mut unneeded: Vec<_> = inside()
+            .filter(|(number, _)| !needed.contains(number))
             .map(|(number, image)| (forest.needs(number).len(), image))
             .collect();
         unneeded.sort_by(|a, b| (b.0, a.1.path()).cmp(&(a.0, b.1.path())));

@@ -14,7 +14,7 @@ use super::script::{FileId, Script, Step};
 use super::{OtherChildren, folder_of, stream};
 use crate::chain::{Chain, Layer};
 use crate::detect::{Start, detect};
-use crate::forest::{Forest, Search};
+use crate::forest::{Around, Forest};
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::Format;
@@ -33,8 +33,8 @@ pub struct Request {
     pub keep: Keep,
     /// Whether the base may go as well; else it is kept, whatever its age.
     pub base: bool,
-    /// Folders in which others are looked for that stand on the layers, beside those of the layers.
-    pub folders: Vec<PathBuf>,
+    /// Where others are looked for that stand on the layers.
+    pub around: Around,
     /// Where days begin.
     pub zone: TimeZone,
     /// What age is counted from.
@@ -139,11 +139,8 @@ fn point(layer: &Layer) -> Result<Point> {
 
 /// Says of each layer what becomes of it, and which folders could not be asked.
 fn decide(points: &mut [Point], request: &Request, policy: &Policy) -> Result<Vec<Error>> {
-    let mut places: Vec<_> = points.iter().map(|point| folder_of(&point.path)).collect();
-    places.sort();
-    places.dedup();
-    places.extend(request.folders.iter().cloned());
-    let forest = Forest::grow(&Search::below(places), Some(policy), None);
+    let paths: Vec<_> = points.iter().map(|point| &point.path).collect();
+    let forest = Forest::grow(&request.around.widely(&paths), Some(policy), None);
     // The active layer is where the guest is, not a point that it could go back to.
     let times: Vec<_> = points.iter().skip(1).map(|point| point.time).collect();
     let kept = request.keep.choose(&times, request.now, &request.zone);
@@ -246,8 +243,8 @@ fn commit_into_base(
             after: After::Keep,
             // Nobody else stands on what goes; that was looked at.
             children: OtherChildren {
-                folders: Vec::new(),
                 forced: true,
+                ..OtherChildren::default()
             },
             moving: Moving::default(),
         },

@@ -9,7 +9,7 @@ use super::observer::Observer;
 use super::script::{FileId, Script, Step};
 use super::stream;
 use crate::detect::Start;
-use crate::forest::{Forest, Image, Search, TRASH};
+use crate::forest::{Around, Forest, Image, TRASH};
 use crate::open::in_use;
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
@@ -29,8 +29,8 @@ const NAMED: usize = 4;
 pub struct Request {
     /// The images.
     pub images: Vec<PathBuf>,
-    /// Folders in which those are looked for that stand on them, with everything below, beside the images' own.
-    pub folders: Vec<PathBuf>,
+    /// Where those are looked for that stand on them.
+    pub around: Around,
     /// What becomes of those.
     pub overlays: Overlays,
     /// Whether the images are kept for a while.
@@ -78,9 +78,7 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         let message = "it is a symbolic link, and the image is elsewhere";
         return Err(Error::new(ErrorKind::Conflict, message).with_path(link));
     }
-    let mut places: Vec<_> = request.images.iter().map(|image| folder_of(image)).collect();
-    places.extend(request.folders.iter().cloned());
-    let forest = Forest::grow(&Search::below(places), Some(policy), None);
+    let forest = Forest::grow(&request.around.widely(&request.images), Some(policy), None);
     let going = Going::find(&forest, &request.images)?;
 
     let (mut steps, mut copied) = (Vec::new(), 0);

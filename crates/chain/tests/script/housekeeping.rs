@@ -1,6 +1,7 @@
 //! Removing and pruning: what stays shows what it did, wherever it is cut off, and what others need is not touched.
 
 use crate::lab::{self, Guest, Task, copy, journals, killed, listing, shown};
+use catena::forest::Around;
 use catena::ops::gc::{self, Why};
 use catena::ops::keep::Keep;
 use catena::ops::prune::{self, Fate};
@@ -66,7 +67,7 @@ fn pruning(folder: &Path, keep: Keep, base: bool) -> prune::Request {
         image: names(folder).last().map(|name| folder.join(name)).unwrap(),
         keep,
         base,
-        folders: Vec::new(),
+        around: Around::default(),
         zone: TimeZone::UTC,
         now: "2026-03-31T00:00:00Z".parse().unwrap(),
     }
@@ -108,7 +109,7 @@ fn process_that_removes() {
 fn removal(folder: &Path, images: &[&str], overlays: Overlays, trash: bool) -> remove::Request {
     remove::Request {
         images: images.iter().map(|name| folder.join(name)).collect(),
-        folders: Vec::new(),
+        around: Around::default(),
         overlays,
         trash,
     }
@@ -341,6 +342,7 @@ fn a_data_file_goes_with_its_image_and_never_before() {
 fn look(folder: &Folder, kept_for: Duration, used: &[&str]) -> gc::Plan {
     let request = gc::Request {
         folders: vec![folder.path().to_owned()],
+        index: None,
         kept_for,
         used: used.iter().map(|name| folder.file(name)).collect(),
     };
@@ -405,6 +407,7 @@ fn what_is_used_from_elsewhere_is_needed_and_what_is_not_known_stops_it() {
     folder.img(&format!("{CREATE} -b bases/base.qcow2 -F qcow2 vm.qcow2"));
     let request = gc::Request {
         folders: vec![folder.file("bases")],
+        index: None,
         kept_for: Duration::ZERO,
         used: vec![folder.file("vm.qcow2")],
     };

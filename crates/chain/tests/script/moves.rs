@@ -1,6 +1,7 @@
 //! Moves: what images show, and how they record what they stand on.
 
 use crate::lab::{journals, listing, shown};
+use catena::forest::Around;
 use catena::ops::Silent;
 use catena::ops::relocate::{self, Destination, Request};
 use catena::{ErrorKind, Policy, Reference, Start, detect};
@@ -16,7 +17,7 @@ fn into(sources: &[PathBuf], folder: &Path) -> Request {
         sources: sources.to_vec(),
         destination: Destination::Place(folder.to_owned()),
         chain: false,
-        folders: Vec::new(),
+        around: Around::default(),
     }
 }
 
@@ -408,7 +409,7 @@ proptest! {
             prop_assume!(!sources.is_empty());
             (target, sources)
         };
-        let request = Request { chain, folders: vec![folder.path().to_owned()], ..into(&sources, &target) };
+        let request = Request { chain, around: Around { folders: vec![folder.path().to_owned()], ..Around::default() }, ..into(&sources, &target) };
         let expected: Vec<_> = names.iter().map(|name| shown(&folder.file(name))).collect();
         let relative = |image: &Path| {
             recorded(image).map(|text| Reference::parse(&text, catena::Reading::Catena).unwrap().is_relative())

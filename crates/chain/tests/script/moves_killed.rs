@@ -1,6 +1,7 @@
 //! Moves that are killed at every point: the old place and the new one lead to chains that work, and the same command finishes.
 
 use crate::lab::{self, Task, copy, journals, killed, listing, shown};
+use catena::forest::Around;
 use catena::ops::relocate::{self, Destination, Request};
 use catena::ops::script::Direction;
 use catena::ops::{Observer, Silent};
@@ -36,7 +37,10 @@ fn request(folder: &Path) -> Request {
         sources: MOVED.iter().map(|name| folder.join("here").join(name)).collect(),
         destination: Destination::Place(folder.join("there")),
         chain: false,
-        folders: vec![folder.to_owned()],
+        around: Around {
+            folders: vec![folder.to_owned()],
+            ..Around::default()
+        },
     }
 }
 

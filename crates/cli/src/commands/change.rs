@@ -1,5 +1,6 @@
 //! What the verbs share that change images: options, how a plan is performed and told, and the backing image's format.
 
+use super::forest::around;
 use super::operation::Manner;
 use crate::error::CommandError;
 use crate::output::{self, Output};
@@ -109,7 +110,7 @@ impl ChildrenArgs {
     /// As operations take it.
     pub fn children(&self) -> OtherChildren {
         OtherChildren {
-            folders: self.look_in.clone(),
+            around: around(&self.look_in),
             forced: self.force,
         }
     }

@@ -5,6 +5,7 @@ use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::text::printable;
 use catena::Forest;
+use catena::forest::Search;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -50,7 +51,7 @@ struct Missing {
 
 /// Prints them.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
-    let mut forest = args.forest.grow(&args.images, false)?;
+    let mut forest = args.forest.grow(&Search::below(&args.images), false)?;
     if let Some(error) = forest.errors.pop() {
         return Err(error.into());
     }

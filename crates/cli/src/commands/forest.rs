@@ -2,11 +2,11 @@
 
 use crate::error::CommandError;
 use crate::target::PolicyArgs;
-use catena::forest::{Image, Index, Search};
-use catena::ops::folder_of;
+use catena::forest::{Around, Image, Index, Search};
 use catena::{Error, ErrorKind, Forest, Policy};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Options of every verb that looks at a forest.
 #[derive(Debug, clap::Args)]
@@ -21,11 +21,11 @@ impl ForestArgs {
         self.policy.load()
     }
 
-    /// Looks at these places and everything below them.
-    pub fn grow(&self, places: &[PathBuf], indexed: bool) -> Result<Forest, CommandError> {
+    /// Looks at these places.
+    pub fn grow(&self, search: &Search, indexed: bool) -> Result<Forest, CommandError> {
         let policy = self.policy.load()?;
-        let index = indexed.then(index_path).flatten().map(Index::load);
-        let forest = Forest::grow(&Search::below(places), Some(&policy), index.as_ref());
+        let index = indexed.then(index).flatten();
+        let forest = Forest::grow(search, Some(&policy), index.as_ref());
         if let Some(Err(error)) = index.map(Index::store) {
             // It only saves time.
             let _ = writeln!(anstream::stderr(), "catena: {error}");
@@ -39,7 +39,7 @@ impl ForestArgs {
 pub struct RelationArgs {
     /// The image
     image: PathBuf,
-    /// Search this folder with everything below it; may be given several times [default: the image's own folder]
+    /// Search this folder too, with everything below it; may be given several times
     #[arg(long = "in", value_name = "DIR")]
     folders: Vec<PathBuf>,
     #[command(flatten)]
@@ -49,12 +49,8 @@ pub struct RelationArgs {
 impl RelationArgs {
     /// The forest, and the image's number in it. Headers are read anew: what depends on the answer may be data.
     pub fn grow(&self) -> Result<(Forest, usize), CommandError> {
-        let mut places = self.folders.clone();
-        if places.is_empty() {
-            places.push(folder_of(&self.image));
-        }
-        places.push(self.image.clone());
-        let forest = self.forest.grow(&places, false)?;
+        let search = around(&self.folders).widely(&[&self.image]);
+        let forest = self.forest.grow(&search, false)?;
         let number = forest.find(&self.image)?.ok_or_else(|| {
             Error::new(ErrorKind::Unsupported, "it is no file and no block device").with_path(&self.image)
         })?;
@@ -98,12 +94,20 @@ pub fn listed(list: &Path) -> Result<Vec<PathBuf>, CommandError> {
         .collect())
 }
 
-fn index_path() -> Option<PathBuf> {
+/// Where images are looked for that stand on others: these folders, and what was seen before.
+pub fn around(folders: &[PathBuf]) -> Around {
+    Around {
+        folders: folders.to_vec(),
+        index: index().map(Arc::new),
+    }
+}
+
+fn index() -> Option<Index> {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("catena").join("headers.json"))
+    Some(Index::load(cache.join("catena").join("headers.json")))
 }

@@ -98,6 +98,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         folders: args.folders.clone(),
         kept_for: args.kept_for,
         used,
+        index: forest::around(&[]).index,
     };
     let yes = args.yes && !args.change.is_dry_run();
     let mut reasons = Vec::new();

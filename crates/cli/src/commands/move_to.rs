@@ -43,6 +43,6 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         sources: args.sources.clone(),
         destination: Destination::Place(args.destination.clone()),
         chain: args.chain,
-        folders: args.moves.folders.clone(),
+        around: super::forest::around(&args.moves.folders),
     })
 }

@@ -111,7 +111,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
             yearly: args.keep_yearly,
         },
         base: args.base,
-        folders: args.folders.clone(),
+        around: forest::around(&args.folders),
         zone: TimeZone::system(),
         now: Timestamp::now(),
     };

@@ -44,6 +44,6 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         sources: vec![args.old.clone()],
         destination: Destination::Name(folder.join(name)),
         chain: false,
-        folders: args.moves.folders.clone(),
+        around: super::forest::around(&args.moves.folders),
     })
 }

@@ -24,8 +24,10 @@ Examples:
   catena rm middle.qcow2 --merge --dry-run
   catena rm base.qcow2 --in /srv/vms --flatten --trash
 
-Who stands on the images is looked for by headers, in their folders and those
-given with --in, with everything below. An overlay elsewhere is not found.
+Who stands on the images is looked for by headers: in their folders and those
+given with --in, with everything below, in the folders beside those, in the
+current folder, and where 'catena tree' saw it. An overlay elsewhere is not
+found.
 
 What is in the trash can be moved back by hand, until 'catena gc' takes it.
 What is cut off is finished by the same command, or by 'catena resume'.")]
@@ -67,7 +69,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.policy.load()?;
     let request = remove::Request {
         images: args.images.clone(),
-        folders: args.folders.clone(),
+        around: forest::around(&args.folders),
         overlays: match (args.merge, args.flatten) {
             (true, _) => Overlays::Merge,
             (_, true) => Overlays::Flatten,

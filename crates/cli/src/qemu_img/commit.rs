@@ -103,8 +103,8 @@ impl Request {
             base: Some(LayerChoice::Index(base)),
             after: if self.drop { After::Keep } else { After::Empty },
             children: OtherChildren {
-                folders: Vec::new(),
                 forced: true,
+                ..OtherChildren::default()
             },
             moving: Moving {
                 rate: Some(self.rate).filter(|rate| *rate > 0),

@@ -26,6 +26,32 @@ fn a_base_is_removed_once_its_overlay_has_what_it_held() {
 }
 
 #[test]
+fn overlays_in_the_folders_around_hold_on_to_what_they_stand_on() {
+    let images = Images::new();
+    std::fs::create_dir(images.path().join("bases")).unwrap();
+    images.img("create -q -f qcow2 bases/base.qcow2 1M");
+    images.img("create -q -f qcow2 -b bases/base.qcow2 -F qcow2 vm.qcow2");
+    for words in [
+        "rm bases/base.qcow2",
+        "why bases/base.qcow2",
+        "children bases/base.qcow2",
+    ] {
+        let answer = images.catena(&words.split(' ').collect::<Vec<_>>());
+        assert!(format!("{answer:?}").contains("vm.qcow2"), "{words}: {answer:?}");
+    }
+    failed(&images, "rm bases/base.qcow2");
+    done(&images, "rename bases/base.qcow2 first.qcow2");
+    images.img("check -q vm.qcow2");
+    assert!(
+        images
+            .img("info vm.qcow2")
+            .contains("backing file: bases/first.qcow2")
+    );
+    done(&images, "rm bases/first.qcow2 --merge");
+    images.img("check -q vm.qcow2");
+}
+
+#[test]
 fn a_chain_is_pruned_to_what_rules_keep() {
     let images = chain();
     let said = failed(&images, "prune tuesday.qcow2").err;

@@ -12,7 +12,7 @@ mod references;
 
 use super::observer::Observer;
 use super::script::{Journal, Recorded, Script, Step, interrupted, is_part};
-use crate::forest::{Forest, Search};
+use crate::forest::{Around, Forest};
 use crate::open::in_use;
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
@@ -33,8 +33,8 @@ pub struct Request {
     pub destination: Destination,
     /// Whether the images below them move too.
     pub chain: bool,
-    /// Further folders in which images are looked for that name what moves.
-    pub folders: Vec<PathBuf>,
+    /// Where images are looked for that name what moves.
+    pub around: Around,
 }
 
 /// Where to.
@@ -105,25 +105,23 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         };
         leads.add(&item.old, &item.new, target);
     }
-    let folders = items
-        .iter()
-        .flat_map(|item| [item.old.parent(), item.new.parent()]);
-    let mut places: BTreeSet<PathBuf> = { folders.flatten() }
-        .filter(|folder| folder.is_dir())
-        .map(Path::to_owned)
-        .collect();
-    for folder in &request.folders {
-        places.insert(
-            std::fs::canonicalize(folder).map_err(|error| {
-                Error::from(catena_storage::Error::from_io(error, "find").with_path(folder))
-            })?,
-        );
-    }
-    let outermost: Vec<_> = { places.iter() }
-        .filter(|place| !place.ancestors().skip(1).any(|outer| places.contains(outer)))
-        .cloned()
-        .collect();
-    let forest = Forest::grow(&Search::below(outermost), None, None);
+    // By real names, which are those of the items.
+    let real = |folder: &PathBuf| {
+        std::fs::canonicalize(folder)
+            .map_err(|error| Error::from(catena_storage::Error::from_io(error, "find").with_path(folder)))
+    };
+    let around = Around {
+        folders: { request.around.folders.iter() }
+            .map(real)
+            .collect::<Result<_>>()?,
+        index: request.around.index.clone(),
+    };
+    let old: Vec<_> = items.iter().map(|item| &item.old).collect();
+    let new = { items.iter() }
+        .filter_map(|item| item.new.parent())
+        .filter(|folder| folder.is_dir());
+    let search = around.widely(&old).and(new, usize::MAX);
+    let forest = Forest::grow(&search, None, None);
     let changes = Changes::of(&forest, &items, &leads, policy)?;
     changes.check_unused(&items)?;
     let home = first.old.parent().unwrap_or(Path::new("/")).to_owned();

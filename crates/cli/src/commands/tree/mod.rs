@@ -10,6 +10,7 @@ use crate::commands::forest::ForestArgs;
 use crate::domain;
 use crate::error::CommandError;
 use crate::output::{self, Drawing};
+use catena::forest::Search;
 use model::Shown;
 use std::io::Write;
 use std::path::PathBuf;
@@ -77,7 +78,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     for pool in &args.pool {
         places.push(domain::pool(args.connect.as_deref(), pool)?);
     }
-    let forest = args.forest.grow(&places, !args.no_index)?;
+    let forest = args.forest.grow(&Search::below(&places), !args.no_index)?;
     let stamped = forest.stamped(&args.forest.policy()?);
     let shown = Shown::of(&forest, &stamped, args.all);
     let mut out = output::stdout();
