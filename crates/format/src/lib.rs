@@ -19,6 +19,7 @@ pub mod describe;
 pub mod dmg;
 pub mod error;
 mod field;
+pub mod identifiers;
 pub mod iso;
 pub mod limits;
 pub mod luks;

@@ -132,3 +132,6 @@ pub const GPT_ENTRIES: u32 = 1024;
 
 /// Most logical partitions that are read. Linux reads 256 of a disk, each of which takes a read.
 pub const MBR_LOGICAL_PARTITIONS: u32 = 128;
+
+/// Most partitions in which identifiers of file systems are looked for.
+pub const IDENTIFIED_PARTITIONS: usize = 64;

@@ -8,16 +8,16 @@ use super::copy::is_zero;
 use super::input::{Input, OpenInput};
 use super::line::Next;
 use super::observer::Observer;
-use super::view::{self, Pair, View};
+use super::sectors::Sectors;
+use super::view::{self, Pair};
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::extents::Extents;
 use crate::open::Sharing;
 use crate::policy::Policy;
 use catena_engine::{Disk, Error, ErrorKind, ExtentKind, GuestOffset, Result};
+use catena_format::Format;
 use catena_format::partitions::{self, Table};
-use catena_format::{Bytes, Format};
-use std::io;
 use std::sync::{Mutex, PoisonError};
 
 /// What two disks are held against each other in, unless told otherwise: a guest's sector.
@@ -103,7 +103,7 @@ impl Diff {
     /// The partition table of the second disk; that of the first, where the second has none.
     pub fn partitions(&self) -> Result<Option<Table>> {
         for input in [&self.second, &self.first] {
-            if let Some(table) = partitions::read(&Sectors(&input.view))? {
+            if let Some(table) = partitions::read(&Sectors(&**input.view.disk()))? {
                 return Ok(Some(table));
             }
         }
@@ -195,27 +195,6 @@ impl Joined<'_> {
 
     fn end(self) -> Result<()> {
         self.run.map_or(Ok(()), |run| (self.each)(&run))
-    }
-}
-
-/// A disk as the bytes that a parser reads.
-struct Sectors<'a>(&'a View);
-
-impl Bytes for Sectors<'_> {
-    fn len(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let there = self.len().saturating_sub(offset).min(buf.len() as u64);
-        let there = usize::try_from(there).unwrap_or(usize::MAX);
-        if let Some(buf) = buf.get_mut(..there) {
-            self.0
-                .disk()
-                .read_at(buf, GuestOffset(offset))
-                .map_err(io::Error::other)?;
-        }
-        Ok(there)
     }
 }
 

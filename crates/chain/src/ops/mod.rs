@@ -40,6 +40,7 @@ pub mod remove;
 pub mod replaced;
 pub mod resize;
 pub mod script;
+mod sectors;
 pub mod snapshot;
 pub mod stamp;
 pub mod stream;

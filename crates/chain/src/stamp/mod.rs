@@ -240,6 +240,24 @@ pub fn judge(overlay: &Layer, base: &Layer) -> Stamped {
     }
 }
 
+/// How an image is the one that a stamp is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// It has the fingerprint.
+    Fingerprint,
+    /// It had it, and says that it was rewritten since and shows what it did.
+    Lineage,
+}
+
+/// How an image is the one that a stamp is of; `None` where it is another.
+pub fn likeness(stamp: &Stamp, image: &Layer) -> Result<Option<Likeness>> {
+    if matches(stamp, image)? {
+        return Ok(Some(Likeness::Fingerprint));
+    }
+    let is_kin = matches!(lineage::kin(image, stamp), Some(Kin::Same));
+    Ok(is_kin.then_some(Likeness::Lineage))
+}
+
 /// Whether an image is the one that a stamp is of, by its fingerprint.
 pub fn matches(stamp: &Stamp, image: &Layer) -> Result<bool> {
     Ok(differences(stamp, image)?.is_none())

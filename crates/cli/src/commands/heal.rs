@@ -5,11 +5,11 @@ use crate::output;
 use crate::progress::Progress;
 use crate::target::PolicyArgs;
 use crate::text::printable;
-use catena::ops::heal::{self, By, Missing, Need, Request};
+use catena::ops::heal::{self, By, Candidate, Evidence, Missing, Need, Request};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Exit status where something is missing that was not to be mended.
@@ -19,13 +19,25 @@ const MISSING: u8 = 3;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Images that were moved or renamed leave overlays that lead nowhere. Each
-missing backing image or data file is looked for below the folders: one that
-has the fingerprint of the overlay's stamp is certainly it; one of the same
-name and format, and of a size that fits, may be it, and is taken only with
---by-name. Where several could be it, they are told, and none is taken.
+missing backing image or data file is looked for below the folders, and --yes
+has it recorded where it is found
 
-What was recorded relative to the image stays so. An image that is in use is
-not written; running it again finds what is left.
+  by its stamp       it has the fingerprint of the overlay's stamp, or had it
+                     and says that it was rewritten and shows what it did
+  by another's       it has that of the stamp of another overlay that lacks
+  stamp              the same file
+  by its name and    it has the name, the format, a size that fits, and what
+  content            the overlay copied from its base beside what was written
+
+One that has the name, the format and a size that fits, and nothing more to
+show for it, may be it, and is taken only with --by-name. Where several could
+be it, they are told with what speaks for each, and none is taken: that is for
+you to decide, and for 'catena rebase --unsafe' to record.
+
+An older state of the same disk agrees with an overlay nearly as well as the
+right one; so what was written after the overlay was is never taken for its
+content. What was recorded relative to the image stays so. An image that is in
+use is told of and not written; running it again finds what is left.
 
 Exit status:
   0  nothing is missing, or not any more
@@ -83,13 +95,52 @@ struct Shown {
     by: Option<&'static str>,
     records: Option<String>,
     candidates: Vec<String>,
+    evidence: Vec<Weighed>,
+    users: Vec<String>,
     mended: bool,
     error: Option<String>,
+}
+
+/// What speaks for a file, and against.
+#[derive(Serialize)]
+struct Weighed {
+    path: String,
+    name: bool,
+    stamp: Option<bool>,
+    compared: Option<u64>,
+    agreeing: Option<u64>,
+    identifiers: Vec<Identifier>,
+    written_later: bool,
+}
+
+#[derive(Serialize)]
+struct Identifier {
+    of: &'static str,
+    same: bool,
+}
+
+impl Weighed {
+    fn of(path: &Path, evidence: &Evidence) -> Self {
+        let content = evidence.content.as_ref();
+        let identifiers = content.map_or(&[][..], |content| &content.identifiers);
+        Self {
+            path: path.display().to_string(),
+            name: evidence.name,
+            stamp: evidence.stamp,
+            compared: content.map(|content| content.compared),
+            agreeing: content.map(|content| content.agreeing),
+            identifiers: { identifiers.iter() }
+                .map(|(of, same)| Identifier { of, same: *same })
+                .collect(),
+            written_later: evidence.written_later,
+        }
+    }
 }
 
 impl Shown {
     fn of(missing: &Missing, outcome: Option<catena::Result<()>>) -> Self {
         let shown = |path: &PathBuf| path.display().to_string();
+        let weighed = |one: &Candidate| Weighed::of(&one.path, &one.evidence);
         Self {
             image: shown(&missing.image),
             need: match missing.need {
@@ -97,13 +148,21 @@ impl Shown {
                 Need::DataFile => "data_file",
             },
             recorded: missing.recorded.clone(),
-            found: missing.found.as_ref().map(|(path, _)| shown(path)),
-            by: missing.found.as_ref().map(|(_, by)| match by {
+            found: missing.found.as_ref().map(|found| shown(&found.path)),
+            by: missing.found.as_ref().map(|found| match found.by {
                 By::Stamp => "stamp",
+                By::Lineage => "lineage",
+                By::Sibling => "sibling",
+                By::NameAndContent => "name_and_content",
                 By::Name => "name",
             }),
             records: missing.change.as_ref().map(|change| change.records(missing.need)),
-            candidates: missing.candidates.iter().map(shown).collect(),
+            candidates: missing.candidates.iter().map(|one| shown(&one.path)).collect(),
+            evidence: { missing.found.iter() }
+                .map(|found| Weighed::of(&found.path, &found.evidence))
+                .chain(missing.candidates.iter().map(weighed))
+                .collect(),
+            users: missing.users.clone(),
             mended: matches!(outcome, Some(Ok(()))),
             error: outcome.and_then(Result::err).map(|error| error.full()),
         }

@@ -1,27 +1,28 @@
 //! Heal: overlays whose backing image or data file is not where they record it are told where it is now.
 //!
 //! What is missing is looked for in the folders that the caller names, and nowhere else. An image that has the fingerprint of the
-//! overlay's stamp is certainly it; one of its name, format and a size that fits may be it, and is taken only if the caller says
-//! so; of others it is only told. A header change is all that is ever done, one image at a time, and what was relative stays so.
+//! overlay's stamp is certainly it, or of one that stood on the same file. Without stamps, one of its name, format and a size that
+//! fits is taken where the overlay holds what it copied of it ([`weigh`]), and else only if the caller says so; of others it is only
+//! told, with what speaks for them. A header change is all that is ever done, one image at a time, and what was relative stays so.
+
+mod seek;
+mod weigh;
+
+pub use weigh::Content;
 
 use super::observer::Observer;
 use super::script::{self, Recorded};
 use crate::chain::Link;
-use crate::detect::{Start, detect};
-use crate::forest::{Edge, Forest, Image, Search, To};
+use crate::forest::{Forest, Image, Search, To};
 use crate::policy::Policy;
 use crate::reference::{Reading, Reference};
-use crate::stamp;
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
-use catena_format::Format;
-use catena_format::qcow2::{Header, Stamp};
+use catena_format::qcow2::Header;
 use catena_storage::{LocalFile, LockMode, OpenOptions};
-use std::collections::{BTreeSet, HashMap};
+use seek::Seeker;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
-
-/// Images that could be the missing one and are told of.
-const TOLD: usize = 8;
 
 /// What to heal.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +49,12 @@ pub enum Need {
 pub enum By {
     /// It has the fingerprint of the overlay's stamp.
     Stamp,
+    /// It had it, and says that it was rewritten since and shows what it did.
+    Lineage,
+    /// It has the fingerprint of the stamp of another overlay that lacks the same file.
+    Sibling,
+    /// It has the name, and what the overlay's own data was copied from.
+    NameAndContent,
     /// It has the name, the format, and a size that fits.
     Name,
 }
@@ -62,11 +69,82 @@ pub struct Missing {
     /// How the image records it, fit to be shown.
     pub recorded: String,
     /// Where it is, and how sure that is.
-    pub found: Option<(PathBuf, By)>,
+    pub found: Option<Found>,
     /// Images that could be it, where none is it for certain.
-    pub candidates: Vec<PathBuf>,
+    pub candidates: Vec<Candidate>,
     /// What the image is to record, where that is decided.
     pub change: Option<Change>,
+    /// The processes that use the image, which is not written then.
+    pub users: Vec<String>,
+}
+
+/// The missing file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How sure that is.
+    pub by: By,
+    /// All that is known of it.
+    pub evidence: Evidence,
+}
+
+/// A file that could be the missing one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What speaks for it, and against.
+    pub evidence: Evidence,
+}
+
+/// What speaks for a file, and against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// Whether it has the name.
+    pub name: bool,
+    /// Whether the overlay's stamp is of it; `None` where it has none.
+    pub stamp: Option<bool>,
+    /// What the overlay's own data says, where that was asked.
+    pub content: Option<Content>,
+    /// Whether it was written after the image that needs it was written last.
+    pub written_later: bool,
+}
+
+impl Found {
+    fn of(candidate: &Candidate, by: By) -> Self {
+        Self {
+            path: candidate.path.clone(),
+            by,
+            evidence: candidate.evidence.clone(),
+        }
+    }
+}
+
+impl Evidence {
+    fn is_supported(&self) -> bool {
+        self.content.as_ref().is_some_and(Content::supports)
+    }
+
+    fn is_contradicted(&self) -> bool {
+        self.content.as_ref().is_some_and(Content::contradicts)
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = Vec::new();
+        match self.stamp {
+            Some(true) => said.push("it is of the stamp".to_owned()),
+            Some(false) => said.push("it is not what the stamp is of".to_owned()),
+            None => {}
+        }
+        said.extend(self.content.as_ref().map(ToString::to_string));
+        if self.written_later && self.stamp != Some(true) {
+            said.push("it was written after the image was".to_owned());
+        }
+        f.write_str(&said.join(", "))
+    }
 }
 
 /// What an image records, and what it is to record.
@@ -89,11 +167,7 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
     let all = request.places.iter().chain(&request.search);
     let mut forest = Forest::grow(&Search::below(all), None, None);
     let errors = std::mem::take(&mut forest.errors);
-    let mut seeker = Seeker {
-        forest: &forest,
-        policy,
-        known: HashMap::new(),
-    };
+    let mut seeker = Seeker::new(&forest, policy);
     let whole = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let places: Vec<PathBuf> = request.places.iter().map(whole).collect();
     let is_inside = |image: &Image| {
@@ -123,133 +197,19 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
                 let found = seeker.find(number, image, need, edge, path, request.by_name);
                 // What is found may lack something in its turn.
                 let next = found.found.as_ref().filter(|_| found.change.is_some());
-                open.extend(next.and_then(|(path, _)| forest.find(path).ok().flatten()));
+                open.extend(next.and_then(|found| forest.find(&found.path).ok().flatten()));
                 missing.push(found);
             }
         }
     }
     missing.sort_by(|a, b| a.image.cmp(&b.image));
+    let images: Vec<_> = missing.iter().map(|missing| &missing.image).collect();
+    // Who cannot be asked about is found when the image is locked.
+    let holders = catena_storage::holders_of(&images).unwrap_or_default();
+    for (missing, holders) in missing.iter_mut().zip(holders) {
+        missing.users = holders.iter().map(ToString::to_string).collect();
+    }
     Ok(Plan { missing, errors })
-}
-
-/// Looks for files in a forest.
-struct Seeker<'a> {
-    forest: &'a Forest,
-    policy: &'a Policy,
-    /// What the stamps of images would be that were looked at.
-    known: HashMap<(usize, Format), Option<Stamp>>,
-}
-
-impl Seeker<'_> {
-    fn find(
-        &mut self,
-        number: usize,
-        image: &Image,
-        need: Need,
-        edge: &Edge,
-        gone: &Path,
-        by_name: bool,
-    ) -> Missing {
-        let mut missing = Missing {
-            image: image.path().to_owned(),
-            need,
-            recorded: edge.text.clone(),
-            found: None,
-            candidates: Vec::new(),
-            change: None,
-        };
-        let header = read_header(image);
-        let format = match need {
-            Need::Backing => edge.format.as_deref().and_then(Format::from_recorded),
-            Need::DataFile => Some(Format::Raw),
-        };
-        // Nothing that stands on the image can be below it.
-        let above: BTreeSet<usize> = self.forest.dependents(number).into_iter().collect();
-        let images = self.forest.images().iter().enumerate();
-        let others: Vec<(usize, &Image)> = images
-            .filter(|(other, _)| *other != number && !above.contains(other))
-            .filter(|(_, other)| other.inside && is_of_format(other, format))
-            .collect();
-        let is_namesake = |other: &Image| {
-            other
-                .names
-                .iter()
-                .any(|name| name.file_name() == gone.file_name())
-        };
-        let (namesakes, strangers): (Vec<_>, Vec<_>) =
-            others.into_iter().partition(|(_, other)| is_namesake(other));
-        let stamp = header.as_ref().ok().and_then(|header| {
-            let stamp = header.stamp().filter(|_| need == Need::Backing)?;
-            (stamp.reference == stamp::reference_of(header)).then(|| stamp.clone())
-        });
-        if let Some(stamp) = &stamp {
-            // Copies of one image are it too; the one of its name is the one that was meant.
-            for group in [&namesakes, &strangers] {
-                let same: Vec<_> = { group.iter() }
-                    .filter(|(number, other)| self.is_of_stamp(*number, other, format, stamp))
-                    .map(|(_, other)| other.path().to_owned())
-                    .collect();
-                match same.as_slice() {
-                    [] => continue,
-                    [one] => missing.found = Some((one.clone(), By::Stamp)),
-                    _ => missing.candidates = same,
-                }
-                break;
-            }
-        } else {
-            let size = (need == Need::Backing)
-                .then_some(image.header.virtual_size)
-                .flatten();
-            let fits = |other: &Image| {
-                size.is_none_or(|size| other.header.virtual_size.is_some_and(|of| of <= size))
-            };
-            let named: Vec<_> = { namesakes.iter() }
-                .filter(|(_, other)| fits(other))
-                .map(|(_, other)| other.path().to_owned())
-                .collect();
-            // A raw image of some size could be anything.
-            let alike = strangers.iter().filter(|(_, other)| {
-                need == Need::Backing
-                    && other.header.format != Format::Raw
-                    && other.header.virtual_size == size
-            });
-            match named.as_slice() {
-                [one] => missing.found = Some((one.clone(), By::Name)),
-                [] => {
-                    missing.candidates = alike
-                        .map(|(_, other)| other.path().to_owned())
-                        .take(TOLD)
-                        .collect()
-                }
-                _ => missing.candidates = named,
-            }
-        }
-        let (Some((found, by)), Ok(header)) = (&missing.found, &header) else {
-            return missing;
-        };
-        if *by == By::Stamp || by_name {
-            missing.change = change(header, need, image.path(), found);
-        }
-        missing
-    }
-
-    fn is_of_stamp(&mut self, number: usize, image: &Image, format: Option<Format>, stamp: &Stamp) -> bool {
-        if image.header.virtual_size != Some(stamp.virtual_size) {
-            return false;
-        }
-        let format = format.unwrap_or(image.header.format);
-        let policy = self.policy;
-        let known = self.known.entry((number, format)).or_insert_with(|| {
-            let chain = detect(&Start::at(image.path(), Some(format)), policy);
-            stamp::take(chain.active()?, &[], None).ok()
-        });
-        known.as_ref().is_some_and(|known| known.same_base(stamp))
-    }
-}
-
-fn is_of_format(image: &Image, format: Option<Format>) -> bool {
-    // What an overlay says is raw may look like anything.
-    format.is_none_or(|format| format == Format::Raw || image.header.format == format)
 }
 
 fn read_header(image: &Image) -> Result<Header> {
@@ -347,28 +307,45 @@ impl fmt::Display for Missing {
             self.image.display(),
             self.recorded
         )?;
+        let quoted = |path: &Path, evidence: &Evidence| match evidence.to_string() {
+            said if said.is_empty() => format!("'{}'", path.display()),
+            said => format!("'{}' ({said})", path.display()),
+        };
         match (&self.found, self.candidates.as_slice()) {
-            (Some((found, by)), _) => {
-                let why = match by {
+            (Some(found), _) => {
+                let why = match found.by {
                     By::Stamp => "it is this, by its stamp",
+                    By::Lineage => "it is this, by its stamp, and was rewritten since",
+                    By::Sibling => "it is this, by the stamp of another overlay of it",
+                    By::NameAndContent => "it is this, by its name and content",
                     By::Name => "this has its name, and may be it",
                 };
-                write!(f, "{why}: '{}'", found.display())?;
+                let place = match found.by {
+                    By::Stamp | By::Lineage => format!("'{}'", found.path.display()),
+                    _ => quoted(&found.path, &found.evidence),
+                };
+                write!(f, "{why}: {place}")?;
                 match &self.change {
-                    Some(change) => write!(f, ", recorded as '{}'", change.records(self.need)),
-                    None if *by == By::Stamp => f.write_str(", which the image cannot be made to record"),
-                    None => Ok(()),
+                    Some(change) => write!(f, ", recorded as '{}'", change.records(self.need))?,
+                    None if found.by != By::Name => {
+                        f.write_str(", which the image cannot be made to record")?
+                    }
+                    None => {}
                 }
             }
-            (None, []) => f.write_str("it was not found"),
-            (None, [one]) => write!(f, "this could be it: '{}'", one.display()),
+            (None, []) => f.write_str("it was not found")?,
+            (None, [one]) => write!(f, "this could be it: {}", quoted(&one.path, &one.evidence))?,
             (None, several) => {
                 let names: Vec<_> = several
                     .iter()
-                    .map(|path| format!("'{}'", path.display()))
+                    .map(|one| quoted(&one.path, &one.evidence))
                     .collect();
-                write!(f, "each of these could be it: {}", names.join(", "))
+                write!(f, "each of these could be it: {}", names.join(", "))?;
             }
+        }
+        match self.users.as_slice() {
+            [] => Ok(()),
+            users => write!(f, "; the image is used by {}", users.join(", ")),
         }
     }
 }
