@@ -1,7 +1,8 @@
 //! Stamps, and images that have moved.
 
 use super::{Images, done, failed};
-use serde_json::json;
+use catena_storage::{LocalFile, LockMode, OpenOptions};
+use serde_json::{Value, json};
 
 /// base.qcow2 <- monday.qcow2 <- tuesday.qcow2, each made by us.
 fn family() -> Images {
@@ -204,4 +205,162 @@ fn a_name_alone_is_taken_only_when_that_is_said_and_an_image_in_use_is_left() {
     let several = images.catena(&["heal", ".", "--yes", "--by-name"]);
     assert_eq!(several.status, 1);
     assert!(several.out.contains("each of these could be it"), "{several:?}");
+}
+
+/// A disk of 8 MiB with an MBR and no two sectors alike.
+fn disk(images: &Images, name: &str, seed: u64) {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 32) as u8
+    };
+    let mut bytes: Vec<u8> = (0..8 << 20).map(|_| next()).collect();
+    bytes[446..510].fill(0);
+    bytes[446 + 4] = 0x83;
+    bytes[446 + 8..446 + 16].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(images.path().join("disk.raw"), bytes).unwrap();
+    images.img(&format!("convert -f raw -O qcow2 disk.raw {name}"));
+    std::fs::remove_file(images.path().join("disk.raw")).unwrap();
+}
+
+/// What a guest does: small writes here and there.
+fn used(images: &Images, name: &str) {
+    let writes = ["512", "1M", "2100k", "3333k", "5M", "6004k", "7M"];
+    let writes = writes.map(|at| format!("write -P 9 {at} 4k"));
+    images.io("qcow2", name, &writes.each_ref().map(String::as_str));
+}
+
+fn moved(images: &Images, from: &str, to: &str) {
+    let to = images.path().join(to);
+    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+    std::fs::rename(images.path().join(from), to).unwrap();
+}
+
+/// What is missing, by the image that lacks it.
+fn missing(images: &Images, words: &str, image: &str) -> Value {
+    let told = images.catena(&words.split(' ').chain(["--output", "json"]).collect::<Vec<_>>());
+    let told = told.json()["missing"].clone();
+    let found = told.as_array().unwrap().iter().find(|one| one["image"] == image);
+    found.unwrap().clone()
+}
+
+#[test]
+fn without_a_stamp_a_name_is_believed_where_the_overlay_holds_what_it_copied() {
+    let images = Images::new();
+    disk(&images, "base.qcow2", 1);
+    images.img("create -q -f qcow2 -b base.qcow2 -F qcow2 one.qcow2");
+    used(&images, "one.qcow2");
+    let before = done(&images, "hash -f qcow2 one.qcow2").out;
+    moved(&images, "base.qcow2", "new/base.qcow2");
+    // Another disk of that name contradicts.
+    std::fs::create_dir(images.path().join("other")).unwrap();
+    disk(&images, "other/base.qcow2", 2);
+    let other = std::fs::File::open(images.path().join("other/base.qcow2")).unwrap();
+    other.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let told = missing(&images, "heal .", "one.qcow2");
+    assert_eq!(
+        (&told["by"], &told["found"]),
+        (&json!("name_and_content"), &json!("new/base.qcow2"))
+    );
+    assert_eq!(told["evidence"][0]["agreeing"], told["evidence"][0]["compared"]);
+    assert_eq!(
+        told["evidence"][0]["identifiers"],
+        json!([{ "of": "mbr", "same": true }])
+    );
+    let alone = images.catena(&["heal", "one.qcow2", "--in", "other", "--by-name", "--yes"]);
+    assert_eq!(alone.status, 1);
+    assert!(
+        alone.out.contains("the identifier of its mbr is another"),
+        "{alone:?}"
+    );
+    // An older or newer state of the disk agrees as well: then it is not for us to say.
+    images.img("convert -f qcow2 -O qcow2 new/base.qcow2 other/base.qcow2");
+    images.io("qcow2", "other/base.qcow2", &["write -P 8 4M 64k"]);
+    let several = images.catena(&["heal", ".", "--yes", "--by-name"]);
+    assert_eq!(several.status, 1);
+    assert!(several.out.contains("each of these could be it"), "{several:?}");
+    assert!(
+        several.out.contains("it was written after the image was"),
+        "{several:?}"
+    );
+    // What was written later is not taken for its content alone.
+    let later = missing(&images, "heal one.qcow2 --in other", "one.qcow2");
+    assert_eq!(
+        (&later["by"], &later["evidence"][0]["written_later"]),
+        (&json!("name"), &json!(true))
+    );
+    std::fs::remove_dir_all(images.path().join("other")).unwrap();
+    let mended = done(&images, "heal . --yes");
+    assert!(mended.out.contains("by its name and content"), "{mended:?}");
+    assert_eq!(done(&images, "hash -f qcow2 one.qcow2").out, before);
+}
+
+#[test]
+fn what_has_another_name_is_told_with_what_speaks_for_it_and_not_taken() {
+    let images = Images::new();
+    disk(&images, "base.qcow2", 1);
+    images.img("create -q -f qcow2 -b base.qcow2 -F qcow2 one.qcow2");
+    used(&images, "one.qcow2");
+    let before = done(&images, "hash -f qcow2 one.qcow2").out;
+    moved(&images, "base.qcow2", "golden.qcow2");
+    disk(&images, "unrelated.qcow2", 3);
+    let told = failed(&images, "heal . --yes --by-name");
+    assert!(
+        told.out
+            .contains("this could be it: 'golden.qcow2' (7 of 7 pieces agree")
+            && !told.out.contains("unrelated"),
+        "{told:?}"
+    );
+    // As the help says.
+    done(&images, "rebase --unsafe -b golden.qcow2 -F qcow2 one.qcow2");
+    assert_eq!(done(&images, "hash -f qcow2 one.qcow2").out, before);
+    assert_eq!(done(&images, "heal .").out, "nothing is missing\n");
+}
+
+#[test]
+fn the_stamp_of_one_overlay_finds_the_base_of_others_and_a_lineage_is_followed() {
+    let images = family();
+    images.img("create -q -f qcow2 -b base.qcow2 -F qcow2 bare.qcow2");
+    images.img("create -q -f qcow2 -b monday.qcow2 -F qcow2 second.qcow2");
+    // Else the two would have the same fingerprint.
+    images.io("qcow2", "tuesday.qcow2", &["write -P 4 5M 64k"]);
+    let before = done(&images, "hash -f qcow2 tuesday.qcow2").out;
+    // It is another file by its tables, and says that it shows the same.
+    done(&images, "flatten monday.qcow2");
+    done(&images, "create more.qcow2 --backing base.qcow2 -F qcow2");
+    for (from, to) in [
+        ("base.qcow2", "bases/golden.qcow2"),
+        ("monday.qcow2", "bases/first.qcow2"),
+    ] {
+        moved(&images, from, to);
+    }
+    for (image, by) in [
+        ("tuesday.qcow2", "lineage"),
+        ("second.qcow2", "sibling"),
+        ("more.qcow2", "stamp"),
+        ("bare.qcow2", "sibling"),
+    ] {
+        assert_eq!(missing(&images, "heal .", image)["by"], json!(by), "{image}");
+    }
+    done(&images, "heal . --yes");
+    assert_eq!(done(&images, "hash -f qcow2 tuesday.qcow2").out, before);
+    images.img("check -q -f qcow2 bare.qcow2");
+}
+
+#[test]
+fn an_image_that_a_process_holds_is_told_of_and_not_healed() {
+    let images = family();
+    moved(&images, "base.qcow2", "bases/base.qcow2");
+    let writing = OpenOptions::new().write(true).lock(LockMode::Write);
+    let guest = LocalFile::open(images.path().join("monday.qcow2"), &writing).unwrap();
+    let told = images.catena(&["heal", "."]);
+    assert_eq!(told.status, 3);
+    assert!(told.out.contains("the image is used by"), "{told:?}");
+    assert!(missing(&images, "heal .", "monday.qcow2")["users"][0].is_string());
+    let refused = failed(&images, "heal . --yes");
+    assert!(refused.out.contains("not mended"), "{refused:?}");
+    drop(guest);
+    done(&images, "heal . --yes");
+    done(&images, "hash -f qcow2 tuesday.qcow2");
 }

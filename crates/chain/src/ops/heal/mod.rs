@@ -139,7 +139,8 @@ impl fmt::Display for Evidence {
             Some(false) => said.push("it is not what the stamp is of".to_owned()),
             None => {}
         }
-        said.extend(self.content.as_ref().map(ToString::to_string));
+        let content = self.content.as_ref().map(ToString::to_string);
+        said.extend(content.filter(|content| !content.is_empty()));
         if self.written_later && self.stamp != Some(true) {
             said.push("it was written after the image was".to_owned());
         }

@@ -55,15 +55,16 @@ impl Content {
 
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.compared {
-            0 => f.write_str("nothing in it can be compared")?,
-            compared => write!(f, "{} of {compared} pieces agree", self.agreeing)?,
-        }
-        for (of, same) in &self.identifiers {
+        let Self {
+            compared, agreeing, ..
+        } = self;
+        let pieces = (*compared > 0).then(|| format!("{agreeing} of {compared} pieces agree"));
+        let identifiers = self.identifiers.iter().map(|(of, same)| {
             let is = if *same { "the same" } else { "another" };
-            write!(f, ", the identifier of its {of} is {is}")?;
-        }
-        Ok(())
+            format!("the identifier of its {of} is {is}")
+        });
+        let said: Vec<_> = pieces.into_iter().chain(identifiers).collect();
+        f.write_str(&said.join(", "))
     }
 }
 
