@@ -2,7 +2,7 @@
 //!
 //! What is missing is looked for in the folders that the caller names, and nowhere else. An image that has the fingerprint of the
 //! overlay's stamp is certainly it, or of one that stood on the same file. Without stamps, one of its name, format and a size that
-//! fits is taken where the overlay holds what it copied of it ([`weigh`]), and else only if the caller says so; of others it is only
+//! fits is taken where the overlay holds what it copied of it ([`Content`]), and else only if the caller says so; of others it is only
 //! told, with what speaks for them. A header change is all that is ever done, one image at a time, and what was relative stays so.
 
 mod seek;
