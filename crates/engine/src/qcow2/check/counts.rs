@@ -5,6 +5,7 @@
 //! memory than they may, those of the last clusters are dropped and [`Counts::end`] says where: whoever counts does so
 //! again for the rest.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,8 +29,11 @@ pub(in crate::qcow2) struct Counts {
 #[derive(Clone, Debug, Default)]
 pub(in crate::qcow2) struct Chunk {
     order: u32,
-    words: Vec<u64>,
+    words: Cow<'static, [u64]>,
 }
+
+/// The words of a chunk whose counts are all one. Refcounts mostly are, and then these take no memory of their own.
+static ALL_ONE: [u64; (CHUNK / WORD) as usize] = [u64::MAX; (CHUNK / WORD) as usize];
 
 /// The largest count that fits `1 << order` bits.
 pub(in crate::qcow2) fn max_of_order(order: u32) -> u64 {
@@ -196,6 +200,7 @@ impl Counts {
             for (at, word) in (start..start + n).step_by(per_word as usize).zip(words) {
                 chunk.set_word(at, order, *word, (start + n - at).min(per_word));
             }
+            chunk.share();
             self.grown(before, chunk);
         }
     }
@@ -210,8 +215,10 @@ impl Counts {
     }
 
     fn grown(&self, before: usize, chunk: MutexGuard<'_, Chunk>) {
-        let more = chunk.bytes().saturating_sub(before);
+        let now = chunk.bytes();
+        let more = now.saturating_sub(before);
         drop(chunk);
+        self.used.fetch_sub(before.saturating_sub(now), Ordering::Relaxed);
         if more > 0 && self.used.fetch_add(more, Ordering::Relaxed) + more > self.budget {
             self.drop_some();
         }
@@ -287,7 +294,18 @@ impl Counts {
 
 impl Chunk {
     fn bytes(&self) -> usize {
-        self.words.len() * 8
+        match &self.words {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(words) => words.len() * 8,
+        }
+    }
+
+    /// Gives the memory up where all counts are one.
+    fn share(&mut self) {
+        let may_be = self.order == 0 && self.words.last() == ALL_ONE.last() && self.bytes() > 0;
+        if may_be && *self.words == ALL_ONE {
+            self.words = Cow::Borrowed(&ALL_ONE);
+        }
     }
 
     /// Whether all counts are zero, as far as that is known without looking.
@@ -319,7 +337,7 @@ impl Chunk {
         let shift = (at % per_word) << order;
         if let Some(word) = usize::try_from(at / per_word)
             .ok()
-            .and_then(|word| self.words.get_mut(word))
+            .and_then(|word| self.words.to_mut().get_mut(word))
         {
             *word = *word & !(mask << shift) | value << shift;
         }
@@ -334,6 +352,7 @@ impl Chunk {
         if self.order == 0 && start.is_multiple_of(WORD) && (values.len() as u64).is_multiple_of(WORD) {
             let words = self
                 .words
+                .to_mut()
                 .iter_mut()
                 .skip(usize::try_from(start / WORD).unwrap_or(usize::MAX));
             for (word, bits) in words.zip(values.chunks_exact(WORD as usize)) {
@@ -359,7 +378,7 @@ impl Chunk {
             (0..n).for_each(|number| self.set(at + number, count(number)));
         } else if let Some(to) = usize::try_from(at / per_word)
             .ok()
-            .and_then(|index| self.words.get_mut(index))
+            .and_then(|index| self.words.to_mut().get_mut(index))
         {
             *to = word;
         }
@@ -385,7 +404,7 @@ impl Chunk {
     fn widen_for(&mut self, value: u64) {
         if self.words.is_empty() {
             self.order = 0;
-            self.words = vec![0; (CHUNK / WORD) as usize];
+            self.words = vec![0; (CHUNK / WORD) as usize].into();
         }
         if value <= max_of_order(self.order) {
             return;
@@ -394,16 +413,16 @@ impl Chunk {
             order: (self.order + 1..=6)
                 .find(|order| value <= max_of_order(*order))
                 .unwrap_or(6),
-            words: Vec::new(),
+            words: Cow::default(),
         };
-        wide.words = vec![0; ((CHUNK << wide.order) / WORD) as usize];
+        wide.words = vec![0; ((CHUNK << wide.order) / WORD) as usize].into();
         // A word becomes this many.
         let becomes = 1usize << (wide.order - self.order);
         let (per_word, all_one) = (self.per_word(), ones(self.order));
         for (number, word) in self.words.iter().enumerate().filter(|(_, word)| **word != 0) {
             if *word == all_one {
                 let first = number * becomes;
-                if let Some(words) = wide.words.get_mut(first..first + becomes) {
+                if let Some(words) = wide.words.to_mut().get_mut(first..first + becomes) {
                     words.fill(ones(wide.order));
                 }
                 continue;
@@ -431,7 +450,7 @@ impl Chunk {
             if max >= max_of_order(order)
                 && let Some(word) = usize::try_from(at / per_word)
                     .ok()
-                    .and_then(|word| self.words.get_mut(word))
+                    .and_then(|word| self.words.to_mut().get_mut(word))
                 && *word & mask & tops(order) == 0
             {
                 *word += ones(order) & mask;
@@ -457,7 +476,7 @@ impl Chunk {
             let mask = self.mask(at, n);
             if let Some(word) = usize::try_from(at / per_word)
                 .ok()
-                .and_then(|word| self.words.get_mut(word))
+                .and_then(|word| self.words.to_mut().get_mut(word))
             {
                 // One for each count that is not zero, at its lowest bit.
                 let nonzero = tops_of_nonzero(*word, order) >> ((1u32 << order) - 1);
@@ -716,5 +735,35 @@ mod tests {
         assert!(all.len() == 500 && seen < 200);
         counts.set_all(100, &[7, 8, 9]);
         assert_eq!([counts.get(99), counts.get(101), counts.get(103)], [1, 8, 1]);
+    }
+
+    #[test]
+    fn a_chunk_of_ones_takes_no_memory_and_changes_like_any_other() {
+        let words = usize::try_from(CHUNK / WORD).unwrap();
+        let of_ones = || {
+            let counts = Counts::new(0, 2 * CHUNK, u64::MAX, usize::MAX);
+            // The last of them comes before others.
+            for half in [words / 2..words, 0..words / 2] {
+                let first = half.start as u64 * WORD;
+                counts.set_words(first, 0, &vec![u64::MAX; half.len()]);
+            }
+            assert_eq!(counts.used.load(Ordering::Relaxed), 0);
+            assert!(counts.all_one(0, CHUNK) && counts.none_one(CHUNK, CHUNK));
+            counts
+        };
+        let counts = of_ones();
+        counts.add(70, 1, |_| ());
+        assert_eq!(
+            [69, 70, 71, CHUNK - 1].map(|cluster| counts.get(cluster)),
+            [1, 2, 1, 1]
+        );
+        let counts = of_ones();
+        counts.remove(0, 65);
+        assert_eq!([0, 64, 65].map(|cluster| counts.get(cluster)), [0, 0, 1]);
+        assert_eq!(counts.zeros(0, 100), Some((0, 65)));
+        let counts = of_ones();
+        counts.set_all(3, &[0, 9]);
+        assert_eq!([2, 3, 4, 5].map(|cluster| counts.get(cluster)), [1, 0, 9, 1]);
+        assert!(of_ones().all_one(0, CHUNK));
     }
 }
