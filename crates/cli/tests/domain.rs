@@ -123,6 +123,23 @@ fn the_xml_is_believed_and_where_the_headers_disagree_that_is_said() {
 }
 
 #[test]
+fn a_volume_is_shown_with_what_its_image_does_not_bear_out() {
+    let images = chain();
+    let written = images.catena(&["volume-xml", "top.qcow2"]);
+    assert_eq!(written.status, 0, "{written:?}");
+    std::fs::write(images.file("vm.xml"), &written.out).unwrap();
+    let shown = images.catena(&SHOW);
+    assert_eq!((shown.status, names(&shown).len()), (0, 3), "{shown:?}");
+    assert_eq!(codes(&shown), Vec::<String>::new());
+    assert_eq!(shown.json()["disks"][0]["device"], "volume");
+    images.run("virt-xml-validate", &["vm.xml", "storagevol"]);
+    images.img("resize -q top.qcow2 2M");
+    assert_eq!(codes(&images.catena(&SHOW)), ["xml-size-differs"]);
+    let text = images.catena(&["show", "--domain", "vm.xml"]);
+    assert!(text.out.starts_with("top.qcow2 (volume)\n"), "{}", text.out);
+}
+
+#[test]
 fn a_snapshot_over_another_base_is_found() {
     let images = chain();
     images.img("create -q -f qcow2 -b mid.qcow2 -F qcow2 new.qcow2");

@@ -5,12 +5,15 @@ use catena::Policy;
 use catena::doctor::{Access, User};
 use catena_testkit::Folder;
 use catena_testkit::dice::Dice;
-use catena_testkit::libvirt::{Daemon, NOBODY};
+use catena_testkit::libvirt::{Daemon, Guest, NOBODY};
 use catena_virt::access::{self, Grant, Host, Kept, Role, change, undo};
 use catena_virt::{Document, live};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// The domain's.
+const UUID: &str = "11111111-2222-3333-4444-555555555555";
 
 fn host() -> Host {
     Host::new("", "", Some(&format!("+{NOBODY}:+{NOBODY}"))).unwrap()
@@ -27,7 +30,7 @@ fn grants(document: &Document, host: &Host) -> Vec<Grant> {
 
 fn domain(devices: &str, beside: &str) -> Document {
     let text = format!(
-        "<domain type='qemu'><name>g</name><uuid>11111111-2222-3333-4444-555555555555</uuid>\
+        "<domain type='qemu'><name>g</name><uuid>{UUID}</uuid>\
          <memory unit='MiB'>16</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os>\
          <features><acpi/></features><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{devices}</devices>{beside}</domain>"
     );
@@ -130,8 +133,13 @@ fn labels_that_libvirt_refuses_are_refused_in_its_words() {
 
 /// What libvirt's helper would write for a domain, as far as it is about that.
 fn helper(text: &str, about: &Path) -> Vec<String> {
+    helper_with(text, about, &[])
+}
+
+fn helper_with(text: &str, about: &Path, options: &[&str]) -> Vec<String> {
     let mut helper = Command::new("/usr/lib/libvirt/virt-aa-helper")
-        .args(["-d", "-r", "-u", "libvirt-11111111-2222-3333-4444-555555555555"])
+        .args(["-d", "-r", "-u", &format!("libvirt-{UUID}")])
+        .args(options)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -317,6 +325,168 @@ fn what_is_opened_beside_a_layer_is_listed_and_granted_by_nobody() {
     );
     assert!(socket.access.contains(Access::WRITE));
     assert_eq!(socket.apparmor, Err(Kept::Unseen));
+}
+
+/// What is opened beside the chain of a domain's first disk.
+fn beside(document: &Document, policy: &Policy) -> Vec<Grant> {
+    let disk = &document.disks[0];
+    let chain = disk.chain(policy).unwrap();
+    let name = document.name.as_deref();
+    access::beside(disk, &chain, name, policy, &document.seclabels, &host()).unwrap()
+}
+
+fn owner(path: &Path) -> (u32, u32) {
+    let metadata = path.metadata().unwrap();
+    (metadata.uid(), metadata.gid())
+}
+
+fn ids(grant: &Grant) -> (u32, u32) {
+    let ids = grant.owner.as_ref().unwrap().ids;
+    (ids.uid, ids.gid)
+}
+
+#[test]
+fn the_overlay_of_a_transient_disk_is_libvirts_own_and_gets_its_own_owner() {
+    let daemon = Daemon::start_unprivileged().unwrap();
+    let folder = folder();
+    folder.img("create -q -f qcow2 top.qcow2 1M");
+    // What the image's label says holds for the image alone.
+    let label = "<seclabel model='dac'><label>+0:+0</label></seclabel>";
+    let disk = format!(
+        "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}'>{label}</source><target dev='vda' bus='virtio'/>\
+         <transient/></disk>",
+        folder.file("top.qcow2").display()
+    );
+    let document = domain(&disk, "");
+    let found = beside(&document, &Policy::libvirt());
+    let [overlay] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert_eq!(overlay.role, Role::Transient);
+    assert_eq!(
+        overlay.path(),
+        Some(folder.file("top.qcow2.TRANSIENT-g").as_path())
+    );
+    assert!(!overlay.looked_at && overlay.obstacles(&user()).started.is_empty());
+    assert_eq!(overlay.lock.lease, access::Lease::Exclusive);
+    let profile = overlay.apparmor.as_ref().unwrap();
+    assert_eq!(profile.letters(), "rwk");
+    std::fs::set_permissions(folder.file("top.qcow2"), std::fs::Permissions::from_mode(0o666)).unwrap();
+    daemon.define("g", &Guest::with(disk));
+    daemon.virsh("start --paused g").unwrap().unwrap();
+    let seen = overlay.path().map(owner);
+    let image = owner(&folder.file("top.qcow2"));
+    daemon.virsh("destroy g").unwrap().unwrap();
+    assert_eq!(seen, Some(ids(overlay)));
+    assert_eq!(image, ids(&grants(&document, &host())[0]));
+    assert!(!overlay.path().unwrap().exists());
+}
+
+#[test]
+fn where_a_disk_is_copied_to_is_given_to_qemu_while_that_runs() {
+    let daemon = Daemon::start_unprivileged().unwrap();
+    let folder = folder();
+    folder.img("create -q -f qcow2 top.qcow2 1M");
+    folder.img("create -q -f qcow2 copy.qcow2 1M");
+    let disk = format!(
+        "<disk type='file'><driver name='qemu' type='qcow2'/><source file='{}'/><target dev='vda' bus='virtio'/></disk>",
+        folder.file("top.qcow2").display()
+    );
+    daemon.define("g", &Guest::with(disk));
+    let copy = folder.file("copy.qcow2");
+    daemon
+        .virsh(&format!(
+            "start --paused g; blockcopy g vda {} --format qcow2 --reuse-external --transient-job",
+            copy.display()
+        ))
+        .unwrap()
+        .unwrap();
+    let live = daemon.virsh("dumpxml g").unwrap().unwrap();
+    let seen = owner(&copy);
+    daemon.virsh("destroy g").unwrap().unwrap();
+    let (_, rest) = live.split_once("<uuid>").unwrap();
+    let uuid = rest.get(..36).unwrap();
+    let document = Document::parse(live.replace(uuid, UUID)).unwrap();
+    let found = beside(&document, &Policy::libvirt());
+    let [target] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert_eq!((target.role, target.path()), (Role::Copy, Some(copy.as_path())));
+    assert_eq!(seen, ids(target));
+    let rules = target.apparmor.as_ref().unwrap().escaped();
+    // At its start a guest has no such rule; libvirt adds it when the job begins.
+    assert_eq!(helper(document.text(), &copy), Vec::<String>::new());
+    let begun = helper_with(document.text(), &copy, &["-F", copy.to_str().unwrap()]);
+    assert_eq!(rules, begun);
+}
+
+#[test]
+fn the_files_of_a_vmdk_are_listed_and_granted_by_nobody() {
+    let daemon = Daemon::start_unprivileged().unwrap();
+    let folder = folder();
+    for (name, variant, files) in [
+        ("flat.vmdk", "monolithicFlat", vec!["flat-flat.vmdk"]),
+        (
+            "split.vmdk",
+            "twoGbMaxExtentSparse",
+            vec!["split-s001.vmdk", "split-s002.vmdk"],
+        ),
+        ("one.vmdk", "monolithicSparse", vec![]),
+        ("stream.vmdk", "streamOptimized", vec![]),
+    ] {
+        let size = if files.len() == 2 { "3G" } else { "1M" };
+        folder.img(&format!("create -q -f vmdk -o subformat={variant} {name} {size}"));
+        let document = vmdk(&folder, name);
+        let found = beside(&document, &Policy::libvirt());
+        let paths: Vec<_> = found
+            .iter()
+            .map(|grant| grant.path().unwrap().to_owned())
+            .collect();
+        let files: Vec<_> = files.into_iter().map(|file| folder.file(file)).collect();
+        assert_eq!(paths, files, "{name}");
+        for grant in &found {
+            assert_eq!((grant.role, grant.owner), (Role::Extent, Err(Kept::Unseen)));
+            assert!(grant.access.contains(Access::WRITE));
+        }
+        let rules = helper(document.text(), folder.path());
+        assert!(
+            files
+                .iter()
+                .all(|file| !rules.iter().any(|rule| rule.contains(file.to_str().unwrap())))
+        );
+        let Some(extent) = files.first() else { continue };
+        // libvirt gives the descriptor to QEMU's user, who cannot open what it names.
+        let disk = document.text().get(document.disks[0].span.clone()).unwrap();
+        let said = daemon.running(disk, "", || ()).unwrap_err();
+        assert!(
+            said.contains("Permission denied") && said.contains(extent.to_str().unwrap()),
+            "{said}"
+        );
+        assert!(!found[0].obstacles(&user()).started.is_empty());
+        for file in &files {
+            chown(file, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        assert!(found[0].obstacles(&user()).started.is_empty());
+        assert_eq!(daemon.running(disk, "", || owner(extent)), Ok((NOBODY, NOBODY)));
+    }
+    // Whoever made the image could name anything: nothing is done about it.
+    let text = std::fs::read_to_string(folder.file("flat.vmdk")).unwrap();
+    let text = text.replace("flat-flat.vmdk", "/root/secret");
+    std::fs::write(folder.file("flat.vmdk"), text).unwrap();
+    let found = beside(&vmdk(&folder, "flat.vmdk"), &Policy::libvirt());
+    assert_eq!(found[0].path(), Some(Path::new("/root/secret")));
+    let plan = change::plan(&found, &user(), change::How::Lists).unwrap();
+    assert!(plan.is_empty() && !plan.left.is_empty(), "{plan:?}");
+}
+
+/// A domain with a disk on a VMDK.
+fn vmdk(folder: &Folder, name: &str) -> Document {
+    let disk = format!(
+        "<disk type='file'><driver name='qemu' type='vmdk'/><source file='{}'/><backingStore/>\
+         <target dev='vda' bus='virtio'/></disk>",
+        folder.file(name).display()
+    );
+    domain(&disk, "")
 }
 
 /// Folders within folders with modes and lists as it happens, and an image at the end of them.

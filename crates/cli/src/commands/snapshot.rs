@@ -33,7 +33,9 @@ at every instant; where that was stopped, the same command finishes it.
 
   catena snapshot --domain vm.xml --name monday
   catena snapshot --domain vm --name monday --disk vdb,snapshot=no
-      the domain that libvirt knows by that name
+      the domain that libvirt knows by that name; of the snapshot it keeps no
+      record, unless 'virsh snapshot-create vm FILE --redefine' gives it what
+      'catena snapshot-xml vm --taken' printed before
 
 With --all, so do all images below a folder on which nothing stands: qcow2
 images, and raw ones that are named with --raw, since a file that looks raw

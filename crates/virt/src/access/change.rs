@@ -7,8 +7,8 @@
 //! What holds: each object is opened once, judged, shown and changed through that, so a name that is exchanged meanwhile
 //! changes nothing else. Images are those that detection opened; directories are opened by names without links.
 
-use super::Grant;
 use super::undo::{self, Entry, State};
+use super::{Grant, Role};
 use catena::doctor::{Access, Acl, Obstacle, User, group_name_of, is_denied, name_of};
 use catena::{Error, ErrorKind, Result};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
@@ -59,6 +59,8 @@ pub fn plan(grants: &[Grant], user: &User, how: How) -> Result<Plan> {
     for grant in grants {
         for obstacle in grant.obstacles(user).now {
             let done = match &obstacle {
+                // An image names it, and images come from strangers.
+                _ if grant.role == Role::Extent => false,
                 Obstacle::Closed {
                     lacks, path, grant, ..
                 } if *lacks == Access::SEARCH => how == How::Lists && plan.directory(path, *grant)?,

@@ -8,6 +8,7 @@
 //! What holds: only [`change`] changes anything, and lower layers are never granted more than reading.
 
 pub mod apparmor;
+mod beside;
 pub mod change;
 pub mod devices;
 mod host;
@@ -16,6 +17,7 @@ pub mod selinux;
 pub mod undo;
 
 pub use apparmor::Profile;
+pub use beside::beside;
 pub use devices::DeviceGrant;
 pub use host::{Host, Ids};
 pub use selinux::SelinuxLabel;
@@ -26,7 +28,7 @@ use crate::model::{
 use crate::numbered::{self, Running};
 use catena::Chain;
 use catena::doctor::{Access, Obstacle, User, obstacles, obstacles_if_owned};
-use catena::reference::{Location, Network, Source};
+use catena::reference::{Location, Source};
 use catena_format::Format;
 use catena_storage::LocalFile;
 use std::fmt;
@@ -55,6 +57,9 @@ pub struct Grant {
     pub lock: Lock,
     /// The file, if detection opened it.
     pub file: Option<LocalFile>,
+    /// Whether it may be looked at: libvirt need not make it first, and the policy does not keep its name from being
+    /// followed.
+    pub looked_at: bool,
 }
 
 /// What a file is to its layer.
@@ -68,6 +73,12 @@ pub enum Role {
     Socket,
     /// A key, or a file of settings, for its server.
     Settings,
+    /// A file that holds data of a VMDK.
+    Extent,
+    /// Where the disk is being copied or committed to.
+    Copy,
+    /// The overlay that takes the changes of a transient disk while its guest runs.
+    Transient,
 }
 
 impl Role {
@@ -78,6 +89,9 @@ impl Role {
             Self::DataFile => "data-file",
             Self::Socket => "socket",
             Self::Settings => "settings",
+            Self::Extent => "extent",
+            Self::Copy => "copy",
+            Self::Transient => "transient-overlay",
         }
     }
 }
@@ -164,8 +178,8 @@ pub enum ImageLock {
 #[error("{0}")]
 pub struct AccessError(pub(crate) String);
 
-/// Every file that QEMU opens for a disk, in the order of the layers. `chain` is the disk's; of a broken one, the layers
-/// that there are. `domain` is what the domain says to security drivers.
+/// Every file of its chain that QEMU opens for a disk, in the order of the layers; [`beside()`] has the others. `chain` is
+/// the disk's; of a broken one, the layers that there are. `domain` is what the domain says to security drivers.
 ///
 /// # Errors
 /// Where a label is none.
@@ -217,7 +231,7 @@ pub fn grants(
             grants.push(data.grant(domain, host)?);
         }
         if let Some(network) = layer.source.network() {
-            grants.extend(beside(number, network));
+            grants.extend(beside::of_server(number, network));
         }
     }
     Ok(grants)
@@ -314,6 +328,7 @@ impl One<'_> {
             devices: path.map(|path| devices::of(path, access)).unwrap_or_default(),
             lock: self.lock(),
             file: self.file.cloned(),
+            looked_at: true,
         })
     }
 
@@ -372,7 +387,7 @@ impl One<'_> {
         let lease = match (self.role, self.number) {
             (Role::Image, 0) if disk.readonly => Lease::None,
             (Role::Image, 0) if disk.shareable => Lease::Shared,
-            (Role::Image, 0) => Lease::Exclusive,
+            (Role::Image | Role::Copy | Role::Transient, 0) => Lease::Exclusive,
             _ => Lease::None,
         };
         let image = if self.source.path().is_none() {
@@ -386,45 +401,6 @@ impl One<'_> {
         };
         Lock { lease, image }
     }
-}
-
-/// What is opened to reach a server. libvirt grants nothing of it.
-fn beside(layer: usize, network: &Network) -> Vec<Grant> {
-    let sockets = network
-        .hosts
-        .iter()
-        .filter_map(|host| host.socket.as_ref())
-        .map(|socket| (Role::Socket, socket));
-    let settings = [
-        &network.config_file,
-        &network.ssh.known_hosts,
-        &network.ssh.keyfile,
-    ]
-    .into_iter()
-    .flatten()
-    .map(|file| (Role::Settings, file));
-    sockets
-        .chain(settings)
-        .map(|(role, path)| Grant {
-            layer,
-            role,
-            source: Source::file(path),
-            access: match role {
-                // To connect is to write.
-                Role::Socket => Access::READ | Access::WRITE,
-                _ => Access::READ,
-            },
-            owner: Err(Kept::Unseen),
-            selinux: Err(Kept::Unseen),
-            apparmor: Err(Kept::Unseen),
-            devices: Vec::new(),
-            lock: Lock {
-                lease: Lease::None,
-                image: ImageLock::None,
-            },
-            file: None,
-        })
-        .collect()
 }
 
 /// What stands in a user's way to a file.
@@ -444,7 +420,7 @@ impl Grant {
 
     /// What stands in the user's way; nothing where it is no file of this host.
     pub fn obstacles(&self, user: &User) -> Obstacles {
-        let Some(path) = self.path() else {
+        let Some(path) = self.path().filter(|_| self.looked_at) else {
             return Obstacles::default();
         };
         let now = obstacles(path, user, self.access);
@@ -458,7 +434,8 @@ impl Grant {
     /// Where it lies on a file server that may know better than modes say: the server's kind.
     pub fn server(&self) -> Option<&'static str> {
         // The numbers of statfs(2).
-        let kind = rustix::fs::statfs(self.path()?).ok()?.f_type;
+        let path = self.path().filter(|_| self.looked_at)?;
+        let kind = rustix::fs::statfs(path).ok()?.f_type;
         [
             (0x6969, "NFS"),
             (0xff53_4d42, "CIFS"),

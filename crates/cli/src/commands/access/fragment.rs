@@ -13,6 +13,17 @@ pub fn apparmor<'a>(grants: impl Iterator<Item = &'a Grant>, out: &mut impl Writ
     for grant in grants {
         let lines = match (&grant.apparmor, grant.path()) {
             (Ok(profile), _) => profile.escaped(),
+            (Err(Kept::Unseen), Some(path)) if grant.role == Role::Extent => {
+                let letters = if grant.access.contains(Access::WRITE) {
+                    "rwk"
+                } else {
+                    "rk"
+                };
+                vec![
+                    "# libvirt writes no rule for this file, which an image says its data is in; if that is so:".to_owned(),
+                    format!("# {}", profile::rule(path, letters)),
+                ]
+            }
             (Err(Kept::Unseen), Some(path)) => {
                 let letters = match grant.role {
                     Role::Socket => "rw",

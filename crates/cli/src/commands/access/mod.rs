@@ -232,7 +232,13 @@ fn of_document(
     let mut found = Vec::new();
     for disk in chosen {
         found.push(match disk.chain(policy) {
-            Ok(chain) => of_chain(disk, &chain, &document.seclabels, host)?,
+            Ok(chain) => of_chain(
+                disk,
+                &chain,
+                document.name.as_deref(),
+                policy,
+                (&document.seclabels, host),
+            )?,
             Err(why) => Found {
                 disk: disk.name().to_owned(),
                 files: Vec::new(),
@@ -252,7 +258,7 @@ fn of_image(args: &Args, target: &Path, policy: &Policy, host: &Host) -> Result<
     let format = chain.active().map(|active| active.format).or(args.format);
     let mut disk = Disk::of_image(Source::file(whole), format.unwrap_or(Format::Raw));
     disk.readonly = args.read_only;
-    let mut found = of_chain(&disk, &chain, &[], host)?;
+    let mut found = of_chain(&disk, &chain, None, policy, (&[], host))?;
     found.disk = target.display().to_string();
     Ok(found)
 }
@@ -260,12 +266,16 @@ fn of_image(args: &Args, target: &Path, policy: &Policy, host: &Host) -> Result<
 fn of_chain(
     disk: &Disk,
     chain: &Chain,
-    labels: &[catena_virt::DomainLabel],
-    host: &Host,
+    domain: Option<&str>,
+    policy: &Policy,
+    (labels, host): (&[catena_virt::DomainLabel], &Host),
 ) -> Result<Found, CommandError> {
+    let mut files = access::grants(disk, chain, labels, host).map_err(|error| refused(&error))?;
+    let beside = access::beside(disk, chain, domain, policy, labels, host);
+    files.extend(beside.map_err(|error| refused(&error))?);
     Ok(Found {
         disk: disk.name().to_owned(),
-        files: access::grants(disk, chain, labels, host).map_err(|error| refused(&error))?,
+        files,
         no_chain: None,
         broken: chain.broken().map(|broken| broken.error.full()),
     })

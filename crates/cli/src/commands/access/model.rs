@@ -133,6 +133,7 @@ impl Shown {
 impl ShownFile {
     fn of(grant: &Grant, user: &User) -> Self {
         let obstacles = grant.obstacles(user);
+        let seen = grant.path().filter(|_| grant.looked_at);
         let shown = |list: &[Obstacle]| list.iter().map(|one| ShownObstacle::of(one, user)).collect();
         let (owner, owner_kept) = split(grant.owner.as_ref());
         let (selinux, selinux_kept) = split(grant.selinux.as_ref());
@@ -143,7 +144,7 @@ impl ShownFile {
             name: grant.source.to_string(),
             path: grant.path().map(|path| path.display().to_string()),
             access: access_word(grant.access),
-            owner_now: grant.path().and_then(|path| path.metadata().ok()).map(|file| {
+            owner_now: seen.and_then(|path| path.metadata().ok()).map(|file| {
                 let mode = format!("{:04o}", file.mode() & 0o7777);
                 Owner::of(file.uid(), file.gid(), Some(mode))
             }),

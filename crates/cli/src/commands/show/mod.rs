@@ -34,13 +34,14 @@ Examples:
 
 Beside each layer stands how much of the data that the guest sees is in it.
 Only metadata is read, and nothing is locked: the chain of a running guest can
-be shown. Where the layers' mapping tables are larger than 256 MiB, which takes
-a deep chain or disks of terabytes, that is counted with --count alone.
+be shown. Where the layers' mapping tables are larger than 256 MiB, which
+takes a deep chain or disks of terabytes, that is counted with --count alone.
 
 With --domain, XML and headers are combined as libvirt combines them: layers
 that the XML gives are believed, the rest is looked for below the last one,
 and an empty <backingStore/> ends the chain. Where the XML and the headers
-disagree, that is an error or warning under the layer.
+disagree, that is an error or warning under the layer. A <volume> of a storage
+pool is shown like a disk.
 
 Under a layer stands what is wrong with it; 'catena doctor' looks closer.
 
