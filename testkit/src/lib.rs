@@ -38,7 +38,6 @@ pub mod folder;
 pub mod images;
 pub mod libvirt;
 pub mod oracle;
-pub mod pool;
 pub mod qemu;
 pub mod storage;
 

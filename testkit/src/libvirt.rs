@@ -1,4 +1,4 @@
-//! libvirt's own answer to "what is the chain of this disk?", and to "what does QEMU get for it?".
+//! libvirt's own answers: to "what is the chain of this disk?", to "what does QEMU get for it?", and to "what is this image?".
 //!
 //! libvirt detects a chain when it starts a guest. So a guest is defined over the image, started without running (in
 //! QEMU's emulator, so that no KVM is needed), asked for its live XML, and ended. libvirt is the real `libvirtd`, in a mount
@@ -18,6 +18,7 @@
 //! # anyhow::Ok(())
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -230,9 +231,11 @@ impl Daemon {
         daemon.wait()?;
         daemon
             .virsh(&format!(
-                "domcapabilities --virttype qemu --emulatorbin {EMULATOR}"
+                "domcapabilities --virttype qemu --emulatorbin {EMULATOR}; capabilities"
             ))?
             .map_err(|said| anyhow::anyhow!("libvirt finds no QEMU: {said}"))?;
+        // Some calls ask for all QEMUs that there are, so libvirt knows those from here on, too.
+        //
         // QEMU puts itself in the background. Where the machine's first process is slow to bury the dead, libvirt waits
         // for it after every guest; so from here on that is done by this process. Not before: it could not know which
         // QEMUs libvirt starts to ask what they can do.
@@ -491,6 +494,42 @@ impl Daemon {
         ))
         .expect("virsh runs")
         .expect("libvirt takes the pool");
+    }
+
+    /// The `<volume>` of each file of a folder as a storage pool has it, by its name; or what libvirt said instead.
+    ///
+    /// # Panics
+    /// If libvirt cannot be asked, or takes no pool there.
+    pub fn volumes(&self, folder: &Path) -> BTreeMap<String, Result<String, String>> {
+        let pool = format!("pool{}", self.number());
+        self.pool(&pool, folder);
+        let mut commands = String::new();
+        let mut marks = BTreeMap::new();
+        for file in std::fs::read_dir(folder).expect("the folder is there") {
+            let name = file.expect("the folder can be read").file_name();
+            let name = name.to_str().expect("the file's name is UTF-8").to_owned();
+            let mark = format!("@guest{}@", self.number());
+            let quoted = name.replace('\\', "\\\\").replace('"', "\\\"");
+            commands.push_str(&format!(
+                "echo --err {mark}; echo {mark}; vol-dumpxml --pool {pool} --vol \"{quoted}\"; "
+            ));
+            marks.insert(name, mark);
+        }
+        let (_, said, errors) = self.run_virsh(&commands, &[]).expect("virsh runs");
+        self.virsh(&format!("pool-destroy {pool}; pool-undefine {pool}"))
+            .expect("virsh runs")
+            .expect("the pool is there");
+        let volumes = marks.into_iter().map(|(name, mark)| {
+            let error: Vec<_> = lines(between(&errors, &mark))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let volume = match error.as_slice() {
+                [] => Ok(between(&said, &mark).to_owned()),
+                errors => Err(errors.join("\n")),
+            };
+            (name, volume)
+        });
+        volumes.collect()
     }
 
     /// Runs `virsh` with these commands, separated by `;`: what it wrote, or its errors.

@@ -4,7 +4,7 @@
 use catena::Policy;
 use catena_testkit::Folder;
 use catena_testkit::dice::Dice;
-use catena_testkit::pool::Storage;
+use catena_testkit::libvirt::Daemon;
 use catena_virt::volume::{Request, volume};
 use catena_virt::{Document, volume_disagreements};
 use std::path::Path;
@@ -44,9 +44,9 @@ fn difference(theirs: &str, ours: &str) -> Vec<String> {
 }
 
 /// Compares every image of a folder; those that differ, and in what.
-fn compared(storage: &Storage, folder: &Folder) -> Vec<(String, Vec<String>)> {
+fn compared(daemon: &Daemon, folder: &Folder) -> Vec<(String, Vec<String>)> {
     let mut differing = Vec::new();
-    for (name, theirs) in storage.volumes(folder.path()).unwrap() {
+    for (name, theirs) in daemon.volumes(folder.path()) {
         let ours = ours(&folder.file(&name));
         let difference = match (theirs, ours) {
             (Ok(theirs), Ok(ours)) => difference(&theirs, &ours),
@@ -158,16 +158,16 @@ fn overlays(folder: &Folder) {
 
 #[test]
 fn is_what_a_pool_shows_of_images_of_every_format() {
-    let storage = Storage::start().unwrap();
+    let daemon = Daemon::start().unwrap();
     let folder = Folder::new();
     alone(&folder);
     overlays(&folder);
-    assert_eq!(compared(&storage, &folder), []);
+    assert_eq!(compared(&daemon, &folder), []);
 }
 
 #[test]
 fn differs_only_where_the_pool_shows_what_is_not_so() {
-    let storage = Storage::start().unwrap();
+    let daemon = Daemon::start().unwrap();
     let folder = Folder::new();
     let create = |words: &str| folder.img(&format!("create -q {words}"));
     create("-f raw base.img 5M");
@@ -205,7 +205,7 @@ fn differs_only_where_the_pool_shows_what_is_not_so() {
         // What is not known is not called raw, for who believes it would show the guest something else.
         ("word.qcow2", &["-<format type='raw'/>"]),
     ];
-    let found = compared(&storage, &folder);
+    let found = compared(&daemon, &folder);
     let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, expected.map(|(name, _)| name), "{found:#?}");
     for ((name, found), (_, expected)) in found.iter().zip(expected) {
@@ -217,7 +217,7 @@ fn differs_only_where_the_pool_shows_what_is_not_so() {
 
 #[test]
 fn is_what_a_pool_shows_of_generated_chains() {
-    let storage = Storage::start().unwrap();
+    let daemon = Daemon::start().unwrap();
     let mut dice = Dice::new(5);
     let folder = Folder::new();
     let mut below: Vec<(String, &str)> = Vec::new();
@@ -254,7 +254,7 @@ fn is_what_a_pool_shows_of_generated_chains() {
         let bytes = std::fs::read(folder.file(&name)).unwrap();
         below.push((name, if bytes.starts_with(b"QFI") { "qcow2" } else { "raw" }));
     }
-    assert_eq!(compared(&storage, &folder), []);
+    assert_eq!(compared(&daemon, &folder), []);
 }
 
 #[test]
