@@ -102,6 +102,24 @@ fn an_error_says_where() {
 }
 
 #[test]
+fn elements_of_a_namespace_are_others_and_names_that_begin_with_a_colon_are_refused() {
+    let parse = |source: &str| {
+        let text = format!("<disk xmlns:q='urn:q'>{source}<target dev='vda'/></disk>");
+        Document::parse(text).map(|document| document.disks[0].layers[0].source().unwrap().to_string())
+    };
+    assert_eq!(parse("<q:source file='/a'/><source file='/b'/>").unwrap(), "/b");
+    assert_eq!(parse("<source q:file='/a' file='/b'/>").unwrap(), "/a");
+    for source in [
+        "<:source file='/a'></source>",
+        "<source :file='/a'/>",
+        "<source file='/a'/><:other/>",
+    ] {
+        let error = parse(source).unwrap_err();
+        assert_eq!(error.to_string(), "a name begins with a colon", "{source}");
+    }
+}
+
+#[test]
 fn entities_and_document_types_are_refused() {
     for text in [
         "<!DOCTYPE disk [<!ENTITY a 'b'>]><disk>&a;</disk>",

@@ -1,7 +1,7 @@
 //! An element being read: its attributes and children by name, with libvirt's sentence where one of them is wrong.
 
 use crate::error::{XmlError, XmlErrorKind};
-use roxmltree::Node;
+use roxmltree::{Attribute, Node};
 use std::ops::Range;
 
 pub(super) type Result<T> = std::result::Result<T, XmlError>;
@@ -58,7 +58,12 @@ impl<'a, 'i> Element<'a, 'i> {
     }
 
     pub fn attribute(self, name: &str) -> Option<&'a str> {
-        self.node.attribute(name)
+        self.attribute_node(name).map(|attribute| attribute.value())
+    }
+
+    /// By its name alone: libvirt does not look at an attribute's namespace.
+    fn attribute_node(self, name: &str) -> Option<Attribute<'a, 'i>> {
+        self.node.attributes().find(|attribute| attribute.name() == name)
     }
 
     /// An attribute that libvirt takes for absent where it is empty.
@@ -68,8 +73,7 @@ impl<'a, 'i> Element<'a, 'i> {
 
     /// Where an attribute's value stands, without its quotes.
     pub fn value_span(self, name: &str) -> Option<Range<usize>> {
-        let attribute = self.node.attribute_node(name)?;
-        attribute.namespace().is_none().then(|| attribute.range_value())
+        Some(self.attribute_node(name)?.range_value())
     }
 
     pub fn error(self, kind: XmlErrorKind, message: impl Into<String>) -> XmlError {

@@ -13,7 +13,7 @@ use crate::error::{XmlError, XmlErrorKind};
 use crate::limits;
 use crate::model::{Document, Kind, SnapshotDisk, Volume};
 use element::{Element, Result};
-use roxmltree::ParsingOptions;
+use roxmltree::{Node, ParsingOptions};
 use std::path::PathBuf;
 
 impl Document {
@@ -82,7 +82,20 @@ fn with_root<T>(text: &str, read: impl FnOnce(Element<'_, '_>) -> Result<T>) -> 
         column: error.pos().col,
         message: error.to_string(),
     })?;
+    if let Some(at) = empty_prefix(&xml) {
+        return Err(not_xml(text, at, "a name begins with a colon".to_owned()));
+    }
     read(Element::new(xml.root_element()))
+}
+
+/// Where a name begins with a colon: the parser takes it for what is behind that, and libvirt does not.
+fn empty_prefix(xml: &roxmltree::Document<'_>) -> Option<usize> {
+    let names = xml.descendants().filter(Node::is_element).flat_map(|element| {
+        let attributes = element.attributes().map(|attribute| attribute.range().start);
+        std::iter::once(element.range().start + 1).chain(attributes)
+    });
+    let colon = |at: &usize| xml.input_text().as_bytes().get(*at) == Some(&b':');
+    names.into_iter().find(colon)
 }
 
 fn not_xml(text: &str, at: usize, message: String) -> XmlError {
