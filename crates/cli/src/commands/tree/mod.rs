@@ -28,8 +28,8 @@ Examples:
 
 Each base stands above its overlays. Only headers are read, and samples of
 bases that were written since an overlay's stamp of them was taken; nothing
-stays locked. Images are known by identity: one with several names, or behind a
-link, is drawn once. What lies elsewhere is drawn where an image names it.
+stays locked. Images are known by identity: one with several names, or behind
+a link, is drawn once. What lies elsewhere is drawn where an image names it.
 
 'on disk' is the room an image takes; 'alone' is what would be free if it were
 deleted with everything below it that nothing else needs; 'age' is how long
