@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use serde::Serialize;
-use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
 /// Columns of an output that is no terminal.
 const DEFAULT_WIDTH: usize = 100;
@@ -34,8 +34,11 @@ pub enum Drawing {
 }
 
 /// Standard output: buffered, and without colours where they are not wanted.
-pub fn stdout() -> BufWriter<anstream::AutoStream<StdoutLock<'static>>> {
-    BufWriter::new(anstream::AutoStream::auto(io::stdout().lock()))
+pub fn stdout() -> BufWriter<anstream::AutoStream<Box<dyn Write>>> {
+    let colours = anstream::AutoStream::choice(&io::stdout());
+    // Who takes the colours out passes on what lies between them piece by piece.
+    let gathered: Box<dyn Write> = Box::new(BufWriter::new(io::stdout().lock()));
+    BufWriter::new(anstream::AutoStream::new(gathered, colours))
 }
 
 /// Writes a value as JSON, indented, with a newline behind it.

@@ -64,7 +64,7 @@ fn unseen(examination: &mut Examination<'_>, number: usize, overlay: &Layer) {
     let Ok(bytes) = StorageBytes::new(&file.storage) else {
         return;
     };
-    let seen = libvirt_walk::look(header, &bytes);
+    let seen = libvirt_walk::look(header, &bytes.with_head());
     if !recorded || !seen.backing || seen.backing_format {
         return;
     }
@@ -140,6 +140,7 @@ fn look_alike(examination: &mut Examination<'_>, number: usize, layer: &Layer) {
     let Ok(bytes) = StorageBytes::new(&file.storage) else {
         return;
     };
+    let bytes = bytes.with_head();
     let (Ok(mut matches), Ok(qemu), Ok(libvirt)) = (
         recognise::recognise(&bytes),
         recognise::probe_as_qemu(&bytes, None),
