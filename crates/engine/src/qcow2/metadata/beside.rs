@@ -17,9 +17,9 @@ use catena_storage::Storage;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Ranges that are given back to the file system; what is more stays allocated there, though free in the image.
-const MOST_PUNCHED: usize = 1 << 20;
+pub(super) const MOST_PUNCHED: usize = 1 << 20;
 /// What is smaller stays allocated, too: the file system would keep more books on it than it is worth.
-const LEAST_PUNCHED: u64 = 64 << 10;
+pub(super) const LEAST_PUNCHED: u64 = 64 << 10;
 /// Refcount blocks that are encoded and written at once, in bytes.
 const WRITE_BYTES: u64 = 4 << 20;
 

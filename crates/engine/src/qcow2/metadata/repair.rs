@@ -5,7 +5,7 @@
 //! structures that hold them are damaged; then `COPIED` flags follow. Each write on the way leaves an image that is no worse
 //! than it was. An image that is found free of contradictions in the end is marked so.
 
-use super::beside::{Beside, Freed, write_header};
+use super::beside::{Beside, Freed, LEAST_PUNCHED, MOST_PUNCHED, write_header};
 use super::in_place::Ground;
 use crate::bytes::StorageBytes;
 use crate::error::Result;
@@ -16,7 +16,7 @@ use crate::qcow2::check::{
     self, CheckOptions, Finding, FindingKind, Found, Outcome, Report, Room, Severity, State, Totals,
 };
 use catena_format::qcow2::{Header, Incompatible, RefcountWidth, SnapshotRecord};
-use catena_storage::Storage;
+use catena_storage::{SpanKind, Storage};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -294,11 +294,29 @@ impl Mending<'_> {
     /// may be what a damaged structure no longer names.
     fn give_back(&self) {
         let bits = self.roots.header.cluster_bits;
+        // All is asked before anything changes: what a store has just been told it would have to look for again.
+        let mut pieces = Vec::new();
         for run in &self.freed {
+            self.data_in(run.start << bits.get()..run.end << bits.get(), &mut pieces);
+        }
+        for piece in pieces {
             // That the space is not given back is no reason to fail: it is free in the image.
-            let _ = self
-                .storage
-                .punch_hole(run.start << bits.get(), (run.end - run.start) << bits.get());
+            let _ = self.storage.punch_hole(piece.start, piece.end - piece.start);
+        }
+    }
+
+    /// Appends the stretches of data in a range that are worth a hole.
+    fn data_in(&self, range: Range<u64>, pieces: &mut Vec<Range<u64>>) {
+        let mut at = range.start;
+        while at < range.end
+            && pieces.len() < MOST_PUNCHED
+            && let Ok(Some(span)) = self.storage.span_at(at)
+        {
+            let end = at.saturating_add(span.len.max(1)).min(range.end);
+            if span.kind == SpanKind::Data && end - at >= LEAST_PUNCHED {
+                pieces.push(at..end);
+            }
+            at = end;
         }
     }
 
