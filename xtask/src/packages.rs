@@ -93,6 +93,10 @@ const NEEDS: &[Need] = &[
         what: Program("nbdinfo"),
     },
     Need {
+        package: "strace",
+        what: Program("strace"),
+    },
+    Need {
         package: "valgrind",
         what: Program("valgrind"),
     },
