@@ -32,6 +32,7 @@
 //! # reads_what_qemu_reads();
 //! ```
 
+pub mod cuts;
 pub mod dice;
 pub mod domains;
 pub mod folder;
