@@ -131,6 +131,14 @@ impl Journal {
 
     fn begin(&mut self) -> Result<()> {
         lock(&self.file.0, &self.path)?;
+        let stat = fstat(&self.file.0).map_err(|error| failed(error, "read", &self.path))?;
+        if stat.st_nlink == 0 {
+            // Somebody else came here in the instant before, and found one that says nothing.
+            let message = "another operation began here at the same time";
+            return Err(Error::new(ErrorKind::Locked, message)
+                .with_path(&self.path)
+                .with_hint("try again"));
+        }
         let head = Head {
             version: VERSION,
             id: self.id.clone(),
@@ -176,7 +184,8 @@ impl Journal {
         if bytes.len() as u64 > MOST {
             return Err(Error::new(ErrorKind::TooLarge, "no journal is as large as this").with_path(path));
         }
-        // What is behind the last end of a line was never written.
+        // What is behind the last end of a line was never written, nor is what a disk that lost its power has zeros in.
+        bytes.truncate(bytes.iter().take_while(|byte| **byte != 0).count());
         let written = bytes
             .iter()
             .rposition(|byte| *byte == b'\n')
@@ -258,6 +267,11 @@ impl Journal {
                 self.copied.insert(step, Copied { of, copy });
             }
         }
+    }
+
+    /// Whether it was cut off before it said anything.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.id.is_empty()
     }
 
     /// Where it is.

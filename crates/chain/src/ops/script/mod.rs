@@ -94,6 +94,10 @@ impl Script {
         let ours: HashSet<&Path> = self.steps.iter().flat_map(Step::paths).collect();
         for path in find(&[home])?.iter().filter(|path| *path != own) {
             let other = match Journal::open(path) {
+                Ok(other) if other.says_nothing() => {
+                    other.remove()?;
+                    continue;
+                }
                 Ok(other) => other,
                 Err(error) if error.kind() == ErrorKind::Locked => {
                     return Err(error.with_hint("wait until it has ended"));

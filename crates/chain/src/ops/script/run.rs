@@ -100,11 +100,28 @@ impl<'a> Run<'a> {
     /// Whether what fails is taken back at once.
     fn leaves_nothing(&self) -> bool {
         let (done, steps) = (self.journal.done(), &self.journal.script().steps);
+        if steps.get(done).is_some_and(|step| self.is_streamed(step)) {
+            return false;
+        }
         match self.resumed {
             // What has had its name for a while may be named elsewhere.
             true => done == 0 && !self.journal.has_begun(0),
             false => { steps.iter().take(done) }.all(|step| matches!(step, Step::Create { .. })),
         }
+    }
+
+    /// Whether an image stands by now on what it shall stand on. What it stood on before is not found from it any more, and what
+    /// else was to become of that only the journal knows.
+    fn is_streamed(&self, step: &Step) -> bool {
+        let Step::Stream { image, base, .. } = step else {
+            return false;
+        };
+        let Some(base) = base else {
+            return recorded(image).is_ok_and(|now| now.backing.is_none());
+        };
+        let chain = detect(&Start::at(image, Some(Format::Qcow2)), self.policy);
+        let below = { chain.layers.get(1) }.and_then(|layer| FileId::find(layer.path()?).ok()?);
+        below.is_some_and(|below| FileId::find(base).is_ok_and(|base| base == Some(below)))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -239,7 +256,7 @@ impl<'a> Run<'a> {
                 files::remove(to)
             }
             Step::Rename { from, to, file } => match FileId::find(to)? {
-                Some(found) if found == *file => files::rename_new(to, from),
+                Some(found) if found == *file => rename(to, from, *file),
                 _ => Ok(()),
             },
             Step::Relink { image, from, to } => {
@@ -440,11 +457,16 @@ fn expect(path: &Path, file: FileId) -> Result<()> {
 }
 
 fn rename(from: &Path, to: &Path, file: FileId) -> Result<()> {
-    if FileId::find(to)? == Some(file) && FileId::find(from)? != Some(file) {
-        return Ok(());
+    let [is_there, is_here] = [FileId::find(to)? == Some(file), FileId::find(from)? == Some(file)];
+    match (is_there, is_here) {
+        (true, false) => Ok(()),
+        // What a power cut can leave of a move between folders.
+        (true, true) => files::remove(from),
+        (false, _) => {
+            expect(from, file)?;
+            files::rename_new(from, to)
+        }
     }
-    expect(from, file)?;
-    files::rename_new(from, to)
 }
 
 /// Gives a file the name of another, unless it has it already. Nobody may use either.
