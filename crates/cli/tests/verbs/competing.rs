@@ -21,6 +21,12 @@ const COMMANDS: &[&str] = &[
     "rename l2.qcow2 renamed.qcow2",
     "stream top.qcow2 --base l0.qcow2",
     "stream l3.qcow2",
+    "fork top.qcow2 -F qcow2 -n 3",
+    "snapshot --all . --name noon",
+    "stamp --chain top.qcow2",
+    "heal . --yes",
+    "gc . --kept-for 0h --yes",
+    "import full.tar -o restored",
 ];
 
 /// l0 <- l1 <- l2 <- l3 <- top, which shows what seen.raw holds.
@@ -46,6 +52,8 @@ fn images() -> Images {
         );
     }
     images.img("convert -O raw top.qcow2 seen.raw");
+    let told = images.catena(&["export", "-q", "l1.qcow2", "-o", "full.tar"]);
+    assert_eq!(told.status, 0, "{told:?}");
     images
 }
 
@@ -95,6 +103,10 @@ fn operations_that_meet_on_the_same_files_lose_nothing() {
         for entry in std::fs::read_dir(images.path()).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             if name.ends_with(".qcow2") {
+                if name.starts_with("top") {
+                    // Overlays that were made of it, too.
+                    images.img(&format!("compare -q -f raw -F qcow2 seen.raw {name}"));
+                }
                 // What was killed may have left clusters that nothing refers to, and nothing worse.
                 let status = begin(&images, "qemu-img", &["check", &name]).wait().unwrap();
                 assert!(

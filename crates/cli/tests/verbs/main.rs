@@ -9,6 +9,7 @@ mod common;
 mod competing;
 mod copies;
 mod cut_off;
+mod cuts;
 mod diffs;
 mod forests;
 mod full;
