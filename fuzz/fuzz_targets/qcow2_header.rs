@@ -33,6 +33,7 @@ fuzz_target!(
         let _ = header.check_readable();
         let _ = qcow2::description(&header, &image);
         round_trip(&header);
+        without_stamps(&header);
         change(&image, &header, name, format, torn);
     }
 );
@@ -53,6 +54,20 @@ fn round_trip(header: &Header) {
         old.offset = new.offset;
     }
     assert_eq!(again, expected);
+}
+
+/// What Catena added goes without a trace, and what it said comes back.
+fn without_stamps(header: &Header) {
+    let (stamp, lineage) = (header.stamp().cloned(), header.lineage().cloned());
+    let mut bare = header.clone();
+    bare.set_stamp(None);
+    bare.set_lineage(None);
+    assert!(bare.stamp().is_none() && bare.lineage().is_none());
+    round_trip(&bare);
+    bare.set_lineage(lineage.clone());
+    bare.set_stamp(stamp.clone());
+    assert_eq!((bare.stamp(), bare.lineage()), (stamp.as_ref(), lineage.as_ref()));
+    round_trip(&bare);
 }
 
 type Reference = (Option<Vec<u8>>, Option<Vec<u8>>);

@@ -9,6 +9,7 @@ use catena::ops::{LayerChoice, Moving, OtherChildren, Silent, fork, rebase, snap
 use catena::{Chain, ErrorKind, Format, Policy, Stamped, Start, detect};
 use catena_format::qcow2::Header;
 use catena_testkit::Folder;
+use catena_testkit::libvirt::Daemon;
 use std::fs::FileTimes;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -149,6 +150,29 @@ fn what_qemu_does_to_an_overlay_leaves_its_stamp_byte_for_byte() {
         folder.img("check -q -r all -f qcow2 top");
         check("check -r all");
     }
+}
+
+#[test]
+fn libvirt_starts_a_guest_on_stamped_overlays_and_leaves_their_stamps() {
+    let folder = pair(Format::Qcow2);
+    age(&folder, "top", 50);
+    overlay(&folder, "higher", "top", Format::Qcow2, &|_| {});
+    let stamps = || ["top", "higher"].map(|name| stamp(&folder.path().join(name)));
+    let before = stamps();
+    let daemon = Daemon::start().unwrap();
+    let disk = daemon.detect(&folder.path().join("higher"), "qcow2").unwrap();
+    // It follows the chain to its end, as if there were no stamps.
+    for name in ["top", "base"] {
+        assert!(disk.contains(&format!("/{name}'")), "{disk}");
+    }
+    assert!(disk.contains("<backingStore/>"), "{disk}");
+    assert!(stamps() == before);
+    let chain = chain_of(&folder, "higher");
+    assert_eq!(
+        (chain.stamped(0), chain.stamped(1)),
+        (Stamped::Same, Stamped::Same)
+    );
+    folder.img("check -q -f qcow2 higher");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::put;
 use catena_format::qcow2::create::{CreateOptions, NewImage};
 use catena_format::qcow2::extension::{BitmapsExtension, Extension};
-use catena_format::qcow2::{ClusterBits, Compression, CryptMethod, Header, Version};
+use catena_format::qcow2::{ClusterBits, Compression, CryptMethod, Header, Lineage, Stamp, Version};
 use std::io::Write;
 
 /// Bit 63 of an entry: the refcount is one.
@@ -172,6 +172,27 @@ fn with_luks() -> Vec<u8> {
     })
 }
 
+/// What Catena says of an image's base, and of what the image was.
+fn with_stamp() -> Vec<u8> {
+    let (_, bytes) = empty(12, 1 << 20, |options| {
+        options.backing = Some((b"base".to_vec(), b"raw".to_vec()))
+    });
+    rewritten(bytes, |header| {
+        header.set_lineage(Some(Lineage::new([5; 16])));
+        header.set_stamp(Some(Stamp {
+            virtual_size: 1 << 20,
+            file_length: 1 << 20,
+            modified: Some(1),
+            taken: 2,
+            reference: [1; 8],
+            layout: [2; 16],
+            tables: [3; 16],
+            content: [4; 16],
+            view: Some([6; 32]),
+        }));
+    })
+}
+
 /// Images that differ in their tables.
 pub fn with_tables() -> Vec<(String, Vec<u8>)> {
     let zstd = |options: &mut CreateOptions| options.compression = Compression::Zstd;
@@ -240,6 +261,7 @@ pub fn with_headers() -> Vec<(String, Vec<u8>)> {
         ),
         ("luks", with_luks()),
         ("bitmap", with_bitmap()),
+        ("stamped", with_stamp()),
     ];
     images
         .into_iter()
