@@ -365,7 +365,10 @@ impl Forest {
             ..stat
         };
         let mut image = Image::new(&stat, false);
-        image.names.push(path.to_owned());
+        // A name that is joined to that of an image in this folder begins with './', which says nothing.
+        image
+            .names
+            .push(path.strip_prefix(".").unwrap_or(path).to_owned());
         image.header = Header::read(&file, path, &stat).unwrap_or_else(|error| unread(&stat, &error));
         let number = self.images.len();
         self.images.push(image);
