@@ -264,7 +264,6 @@ impl Forest {
     pub fn guest(&self, seed: u64, disks: Range<u64>) -> Guest {
         let mut dice = Dice::new(seed);
         let mut targets = elements::Targets::default();
-        let mut used = Vec::new();
         let mut guest = Guest::default();
         // What is odd would hide what is wrong with the rest, and servers that are not there hide what QEMU does not open.
         let odd = dice.chance(35);
@@ -274,12 +273,13 @@ impl Forest {
             dice.within(disks)
         };
         for number in 0..count {
-            let disk = elements::disk(self, &mut dice, &mut targets, &mut used, odd, number == 0);
+            let disk = elements::disk(self, &mut dice, &mut targets, odd, number == 0);
             guest.devices.push_str(&disk);
         }
         if guest.devices.contains("<throttlefilter ") {
             guest.domain.push_str(elements::THROTTLE_GROUPS);
         }
+        guest.groups = targets.groups;
         guest.domain.push_str(match dice.below(12) {
             // QEMU then runs as somebody else, who has the images.
             0 => "<seclabel type='static' model='dac' relabel='yes'><label>+31000:+32000</label></seclabel>",
@@ -287,5 +287,38 @@ impl Forest {
             _ => "",
         });
         guest
+    }
+
+    /// The guest of a number, whose XML leaves nothing to be looked for.
+    #[must_use]
+    pub fn closed(&self, seed: u64) -> Guest {
+        let mut dice = Dice::new(seed);
+        let mut targets = elements::Targets::default();
+        let mut guest = Guest::default();
+        for _ in 0..dice.within(3..8) {
+            let disk = elements::closed(self, &mut dice, &mut targets);
+            guest.devices.push_str(&disk);
+        }
+        if guest.devices.contains("<throttlefilter ") {
+            guest.domain.push_str(elements::THROTTLE_GROUPS);
+        }
+        if guest.devices.contains("'vhostuser'") {
+            guest
+                .domain
+                .push_str("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>");
+        }
+        guest
+    }
+
+    /// A chain of so many layers, the active one first.
+    #[must_use]
+    pub fn tower(&self, height: usize) -> Vec<Layer> {
+        let mut tower = vec![images::file(&self.folder, "qcow2.base", "qcow2")];
+        for number in 2..=height {
+            let name = format!("tower{number}");
+            images::overlay(&self.folder, &name, &tower[0].path, "qcow2");
+            tower.insert(0, images::file(&self.folder, &name, "qcow2"));
+        }
+        tower
     }
 }

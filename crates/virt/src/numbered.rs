@@ -97,10 +97,19 @@ pub fn number<'a>(
             continue;
         }
         // An SD card has a drive of QEMU's old way.
-        if let (Some((disk, chain)), Some(running)) = (at(place), running.get_mut(place))
-            && disk.bus.as_deref() != Some("sd")
-        {
-            *running = given(&document.throttle_groups, disk, chain, generation, &mut next);
+        let Some(disk) = document
+            .disks
+            .get(place)
+            .filter(|disk| disk.bus.as_deref() != Some("sd"))
+        else {
+            continue;
+        };
+        match (at(place), running.get_mut(place)) {
+            (Some((_, chain)), Some(running)) => {
+                *running = given(&document.throttle_groups, disk, chain, generation, &mut next);
+            }
+            // What libvirt alone can open has its numbers all the same.
+            _ => (0..numbers(disk, generation)).for_each(|_| drop(next())),
         }
     }
     for place in order.iter().rev().copied() {
@@ -117,6 +126,19 @@ pub(crate) fn alone<'a>(disk: &'a Disk, chain: &Chain) -> Option<Running<'a>> {
     let mut running = given(&[], disk, chain, Generation::V11, &mut next)?;
     found(&mut running, chain, Generation::V11, &mut next);
     Some(running)
+}
+
+/// How many numbers the layers that the XML gives have, with what belongs to them.
+fn numbers(disk: &Disk, generation: Generation) -> usize {
+    let is_new = generation == Generation::V11;
+    let images = disk
+        .layers
+        .iter()
+        .filter(|layer| matches!(layer.place, Place::Image(_) | Place::Volume { .. }));
+    images
+        .map(|layer| 1 + usize::from(is_new && layer.data_store.is_some()))
+        .sum::<usize>()
+        + disk.throttle.iter().filter(|_| is_new).count()
 }
 
 /// The layers that the XML gives.

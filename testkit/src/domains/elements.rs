@@ -2,6 +2,7 @@
 
 use super::{Forest, KEYS, Layer, PASSPHRASE};
 use crate::Dice;
+use std::path::PathBuf;
 
 /// The groups that [`disk`] names.
 pub(super) const THROTTLE_GROUPS: &str = "<throttlegroups>\
@@ -10,9 +11,13 @@ pub(super) const THROTTLE_GROUPS: &str = "<throttlegroups>\
     <write_iops_sec_max>300</write_iops_sec_max><write_iops_sec_max_length>5</write_iops_sec_max_length>\
     <write_iops_sec>200</write_iops_sec></throttlegroup></throttlegroups>";
 
-/// The names that are given to disks.
+/// What the disks of a guest have each for itself.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
+    /// The files that are handed over, by the names of their groups.
+    pub(super) groups: Vec<(String, PathBuf)>,
+    /// The numbers of the whole chains.
+    used: Vec<usize>,
     virtio: u8,
     scsi: u8,
     sata: u8,
@@ -66,49 +71,154 @@ pub(super) fn disk(
     forest: &Forest,
     dice: &mut Dice,
     targets: &mut Targets,
-    used: &mut Vec<usize>,
     odd: bool,
     first: bool,
 ) -> String {
     let parts = match dice.below(100) {
         _ if odd && first => self::odd(forest, dice),
-        0..60 => whole(forest, dice, used),
+        0..60 => whole(forest, dice, targets, false),
         60..82 if !odd => network(forest, dice),
-        60..82 => whole(forest, dice, used),
+        60..82 => whole(forest, dice, targets, false),
         82..88 => volume(forest, dice),
-        88..93 => Parts {
-            kind: "dir",
-            device: if targets.floppy < 2 {
-                word(dice, &["disk", "floppy"])
-            } else {
-                "disk"
-            },
-            format: Some(word(dice, &["fat", "fat", "fat", "raw"])),
-            source: format!("<source dir='{}'/>", forest.folder.file("folder").display()),
-            backing: String::new(),
-            readonly: dice.chance(80),
-            plain: false,
-        },
+        88..93 => directory(forest, dice, targets),
         93..97 => lun(forest, dice),
-        _ => Parts {
-            kind: word(dice, &["file", "block"]),
-            device: if targets.floppy < 2 {
-                word(dice, &["cdrom", "floppy"])
-            } else {
-                "cdrom"
-            },
-            format: *dice.one_of(&[None, Some("raw")]),
-            source: String::new(),
+        _ => empty(dice, targets),
+    };
+    element(dice, targets, parts)
+}
+
+/// A disk of which XML gives the whole chain, so that nobody has to look at it: also such as are not there.
+pub(super) fn closed(forest: &Forest, dice: &mut Dice, targets: &mut Targets) -> String {
+    let parts = match dice.below(100) {
+        0..35 => whole(forest, dice, targets, true),
+        35..55 => network(forest, dice),
+        55..65 => nvme(dice),
+        65..75 => over_elsewhere(forest, dice),
+        75..80 => Parts {
+            kind: "vhostuser",
+            device: "disk",
+            format: Some("raw"),
+            source: format!(
+                "<source type='unix' path='/run/vhost'>{}</source>",
+                dice.one_of(&["", "<reconnect enabled='yes' timeout='10'/>"])
+            ),
             backing: String::new(),
             readonly: false,
             plain: false,
         },
+        80..86 => volume(forest, dice),
+        86..91 => directory(forest, dice, targets),
+        91..95 => lun(forest, dice),
+        _ => empty(dice, targets),
     };
+    let parts = match parts.format {
+        Some("qcow2") if parts.backing.is_empty() => Parts {
+            backing: "<backingStore/>".to_owned(),
+            ..parts
+        },
+        _ => parts,
+    };
+    element(dice, targets, parts)
+}
+
+fn directory(forest: &Forest, dice: &mut Dice, targets: &Targets) -> Parts {
+    Parts {
+        kind: "dir",
+        device: if targets.floppy < 2 {
+            word(dice, &["disk", "floppy"])
+        } else {
+            "disk"
+        },
+        format: Some(word(dice, &["fat", "fat", "fat", "raw"])),
+        source: format!("<source dir='{}'/>", forest.folder.file("folder").display()),
+        backing: String::new(),
+        readonly: dice.chance(80),
+        plain: false,
+    }
+}
+
+/// A drive without a medium.
+fn empty(dice: &mut Dice, targets: &Targets) -> Parts {
+    Parts {
+        kind: word(dice, &["file", "block"]),
+        device: if targets.floppy < 2 {
+            word(dice, &["cdrom", "floppy"])
+        } else {
+            "cdrom"
+        },
+        format: *dice.one_of(&[None, Some("raw")]),
+        source: String::new(),
+        backing: String::new(),
+        readonly: false,
+        plain: false,
+    }
+}
+
+/// A namespace of an NVMe controller.
+fn nvme(dice: &mut Dice) -> Parts {
+    let format = word(dice, &["raw", "raw", "qcow2"]);
+    let managed = dice.one_of(&["", " managed='yes'", " managed='no'"]);
+    let encryption = if dice.chance(20) {
+        format!("<encryption format='luks'><secret type='passphrase' uuid='{PASSPHRASE}'/></encryption>")
+    } else {
+        String::new()
+    };
+    let readonly = dice.chance(20);
+    Parts {
+        kind: "nvme",
+        device: "disk",
+        format: Some(format),
+        source: format!(
+            "<source type='pci'{managed} namespace='{}'><address domain='0x0000' bus='0x{:02x}' slot='0x00' \
+             function='0x{}'/>{encryption}</source>",
+            dice.within(1..4),
+            dice.below(256),
+            dice.below(8),
+        ),
+        backing: String::new(),
+        readonly,
+        plain: !readonly,
+    }
+}
+
+/// An overlay here, over layers that are elsewhere.
+fn over_elsewhere(forest: &Forest, dice: &mut Dice) -> Parts {
+    let mut backing = String::from("<backingStore/>");
+    for _ in 0..dice.within(1..4) {
+        let below = match dice.below(3) {
+            0 => nvme(dice),
+            _ => network(forest, dice),
+        };
+        backing = format!(
+            "<backingStore type='{}'><format type='{}'/>{}{backing}</backingStore>",
+            below.kind,
+            if backing == "<backingStore/>" {
+                below.format.unwrap_or("raw")
+            } else {
+                "qcow2"
+            },
+            below.source,
+        );
+    }
+    let readonly = dice.chance(15);
+    Parts {
+        kind: "file",
+        device: "disk",
+        format: Some("qcow2"),
+        source: format!("<source file='{}'/>", forest.folder.file("qcow2.alone").display()),
+        backing,
+        readonly,
+        plain: !readonly,
+    }
+}
+
+fn element(dice: &mut Dice, targets: &mut Targets, parts: Parts) -> String {
     let (target, bus) = targets.next(match parts.device {
         "floppy" => "fdc",
         "cdrom" if targets.ide < 4 => word(dice, &["ide", "sata", "scsi"]),
         "cdrom" => word(dice, &["sata", "scsi"]),
         "lun" => "scsi",
+        "disk" if parts.kind == "vhostuser" => "virtio",
         // libvirt refuses some of these.
         "disk" if parts.readonly && dice.chance(95) => word(dice, &["virtio", "scsi"]),
         _ => word(dice, &["virtio", "virtio", "virtio", "scsi", "sata"]),
@@ -197,6 +307,7 @@ fn around(dice: &mut Dice, parts: &Parts) -> (String, String) {
             3 | 4 => rest.push_str("<iotune><total_bytes_sec>1000000</total_bytes_sec></iotune>"),
             5 | 6 => rest.push_str("<shareable/>"),
             7 => rest.push_str("<serial>number</serial>"),
+            9 if parts.kind == "file" => rest.push_str("<transient/>"),
             8 => rest.push_str("<mirror type='file' job='copy'><format type='raw'/><source file='/m'/></mirror>"),
             _ => {}
         }
@@ -205,21 +316,37 @@ fn around(dice: &mut Dice, parts: &Parts) -> (String, String) {
 }
 
 /// A chain that is whole, of which XML gives some or all, or says something else.
-fn whole(forest: &Forest, dice: &mut Dice, used: &mut Vec<usize>) -> Parts {
+fn whole(forest: &Forest, dice: &mut Dice, targets: &mut Targets, closed: bool) -> Parts {
     let free: Vec<_> = (0..forest.whole.len())
-        .filter(|number| !used.contains(number))
+        .filter(|number| !targets.used.contains(number))
         .collect();
     let number = *dice.one_of(&free);
-    used.push(number);
+    targets.used.push(number);
     let chain = &forest.whole[number];
     let top = &chain[0];
     let given = match dice.below(10) {
-        _ if chain.iter().any(|layer| layer.luks) => chain.len(),
+        _ if closed || chain.iter().any(|layer| layer.luks) => chain.len(),
         0..4 => 1,
         4..7 => chain.len(),
         _ => 1 + dice.index(chain.len()),
     };
-    let backing = below(dice, &chain[1..given], given == chain.len());
+    let backing = match below(dice, &chain[1..given], given == chain.len()) {
+        open if closed && !open.contains("<backingStore/>") => {
+            let end = open.find("</backingStore>").unwrap_or(open.len());
+            let (before, after) = open.split_at(end);
+            format!("{before}<backingStore/>{after}")
+        }
+        backing => backing,
+    };
+    let mut source = source(dice, top, given == chain.len());
+    // What is below it libvirt alone could see.
+    let handed =
+        !closed && chain.len() == 1 && !top.block && !top.luks && top.store.is_none() && dice.chance(20);
+    if handed {
+        let group = format!("group{number}");
+        source = source.replacen("<source", &format!("<source fdgroup='{group}'"), 1);
+        targets.groups.push((group, top.path.clone().into()));
+    }
     let device = word(dice, &["disk", "disk", "disk", "disk", "disk", "disk", "cdrom"]);
     let readonly = device == "disk" && dice.chance(15);
     Parts {
@@ -231,10 +358,10 @@ fn whole(forest: &Forest, dice: &mut Dice, used: &mut Vec<usize>) -> Parts {
         } else {
             Some(top.format)
         },
-        source: source(dice, top, given == chain.len()),
+        source,
         backing,
         readonly,
-        plain: device == "disk" && !readonly,
+        plain: device == "disk" && !readonly && !handed,
     }
 }
 

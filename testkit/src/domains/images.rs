@@ -223,7 +223,18 @@ fn odd(folder: &Folder) -> Vec<Layer> {
         ("uri-odd", "raw", "odd://host/image"),
         ("word-file", "file", "raw.base"),
         ("word-odd", "odd", "raw.base"),
+        ("word-none", "none", "raw.base"),
+        ("word-empty", "", "raw.base"),
+        ("word-vhdx", "vhdx", "vhd.base"),
+        ("word-parallels", "parallels", "ploop.base"),
+        ("not-vmdk", "vmdk", "raw.base"),
+        ("round", "qcow2", "about"),
+        ("about", "qcow2", "round"),
+        ("dangling", "raw", "to-nowhere"),
+        ("too-long", "raw", &"long".repeat(75)),
+        ("under-a-file", "raw", "raw.base/image"),
     ];
+    std::os::unix::fs::symlink("nowhere", folder.file("to-nowhere")).expect("a link");
     for (name, format, reference) in references {
         let reference = reference.replace('%', &folder.path().display().to_string());
         // qemu-img does not write what it does not know.
@@ -241,6 +252,37 @@ fn odd(folder: &Folder) -> Vec<Layer> {
         odd.push(file(folder, name, "qcow2"));
     }
     odd.push(file(folder, "absent", "qcow2"));
+    // Its data are gone.
+    folder.img("create -q -f qcow2 -o data_file=gone.data no-data 1M");
+    std::fs::remove_file(folder.file("gone.data")).expect("the data file");
+    odd.push(file(folder, "no-data", "qcow2"));
+    overlay(folder, "over-no-data", "no-data", "qcow2");
+    odd.push(file(folder, "over-no-data", "qcow2"));
+    folder.img("create -q -f qcow2 -b raw.base -F raw -o data_file=both.data data-and-backing");
+    odd.push(file(folder, "data-and-backing", "qcow2"));
+    // Headers that are none.
+    for (name, at, bytes) in [
+        ("version-9", 7, &[9][..]),
+        ("huge-clusters", 20, &[0, 0, 0, 60]),
+        ("unknown-feature", 72, &[0x40]),
+        ("name-far-off", 8, &[0, 0, 0, 0, 1]),
+    ] {
+        overlay(folder, name, "raw.base", "raw");
+        folder.patch(name, at, bytes);
+        odd.push(file(folder, name, "qcow2"));
+        let over = format!("over-{name}");
+        overlay(folder, &over, name, "qcow2");
+        odd.push(file(folder, &over, "qcow2"));
+    }
+    for (name, len) in [("nothing", 0), ("a-word", 4), ("half-a-header", 60)] {
+        overlay(folder, name, "raw.base", "raw");
+        let image = File::options()
+            .write(true)
+            .open(folder.file(name))
+            .expect("an image");
+        image.set_len(len).expect("its end");
+        odd.push(file(folder, name, "qcow2"));
+    }
     // It is not in the format that XML says.
     odd.push(file(folder, "vdi.alone", "qcow2"));
     odd.push(file(folder, "over-raw", "raw"));

@@ -1,5 +1,7 @@
-//! One guest that libvirt started, or refused, beside what we make of it.
+//! One guest that libvirt started, refused or translated, beside what we make of it.
 
+use crate::differences::{self, ACCEPTED};
+use crate::given;
 use catena::chain::End;
 use catena::doctor::User;
 use catena::{Chain, Policy};
@@ -8,39 +10,19 @@ use catena_testkit::libvirt::{Arguments, Daemon, Guest, NOBODY, Started};
 use catena_virt::access::{self, Grant, Host, Ids};
 use catena_virt::blockdev::{self, Options, Tree};
 use catena_virt::{Document, Generation, live, numbered};
-use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// Where we differ, and why we do. Each is a part of what one of the two says.
-const JUSTIFIED: [(&str, &str); 5] = [
-    // libvirt takes for raw what is of a format nobody knows.
-    ("recorded as the format of backing image", "<domain"),
-    // libvirt stumbles over an image that is encrypted and no XML names a secret for. We say so.
-    (
-        "and no <encryption> in XML names its secret",
-        "Unexpected enum value 0 for virStorageEncryptionEngine",
-    ),
-    // libvirt would have QEMU make a file system of a folder.
-    (
-        "it is a directory",
-        "storage type 'dir' requires use of storage format 'fat'",
-    ),
-    // QEMU understands these references, and so do we.
-    (
-        ACCEPTED,
-        "missing parser implementation for JSON backing volume driver",
-    ),
-    (ACCEPTED, "invalid backing protocol 'file'"),
-];
-/// What we say of a guest that we would start.
-const ACCEPTED: &str = "accepted";
+/// The most layers that this libvirt starts a guest with.
+const LIBVIRT_DEPTH: usize = 25;
 
 /// How a guest was compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Compared {
     /// It runs: live XML, nodes, objects, devices, owners of files.
     Running,
+    /// It was not to be started: nodes, objects, devices.
+    Translated,
     /// Both refuse it, in the same words.
     Refused,
     /// QEMU does not take what libvirt and we give it, which is the same.
@@ -48,8 +30,14 @@ pub enum Compared {
     /// QEMU does not open an image that we could not read either.
     NotOpened,
     /// The two differ, with reason.
-    Justified,
+    Differs,
 }
+
+/// The rows of the documentation that guests showed.
+pub type Rows = BTreeSet<&'static str>;
+
+/// The owners of files.
+pub type Owners = BTreeMap<PathBuf, Ids>;
 
 /// The whole text of a `<disk>`'s `<source>` and `<backingStore>`, without what lies between elements.
 fn chains_of(xml: &str) -> Vec<String> {
@@ -74,47 +62,6 @@ fn chains_of(xml: &str) -> Vec<String> {
     });
     chains.collect()
 }
-
-/// Whether the two differ with reason.
-fn justified(ours: &str, theirs: &Result<String, String>) -> bool {
-    let (Ok(theirs) | Err(theirs)) = theirs;
-    JUSTIFIED
-        .iter()
-        .any(|(our, their)| ours.contains(our) && theirs.contains(their))
-}
-
-/// What is compared of objects: where a secret's content comes from is not.
-fn objects(given: impl Iterator<Item = Value>, used: &[String]) -> Vec<String> {
-    let mut objects: Vec<_> = given
-        .filter_map(|mut object| {
-            let kind = object["qom-type"].as_str()?.to_owned();
-            let id = object["id"].as_str()?.to_owned();
-            let fields = object.as_object_mut()?;
-            match kind.as_str() {
-                "secret" if id == "masterKey0" => return None,
-                "secret" => fields.retain(|key, _| key == "qom-type" || key == "id"),
-                // A helper that libvirt runs listens in a folder of its own.
-                "pr-manager-helper" if id == "pr-helper0" => fields.retain(|key, _| key != "path"),
-                "memory-backend-ram" => return None,
-                // libvirt has all of the domain's, also those that no disk is in.
-                "throttle-group" if !used.iter().any(|node| node.contains(&format!("\"{id}\""))) => {
-                    return None;
-                }
-                _ => {}
-            }
-            Some(object.to_string())
-        })
-        .collect();
-    objects.sort();
-    objects
-}
-
-fn parsed(values: &[String]) -> impl Iterator<Item = Value> {
-    values.iter().map(|value| serde_json::from_str(value).unwrap())
-}
-
-/// The owners of files.
-pub type Owners = BTreeMap<PathBuf, Ids>;
 
 fn host() -> Host {
     Host::new("", "", Some(&format!("+{NOBODY}:+{NOBODY}"))).unwrap()
@@ -147,23 +94,15 @@ fn grants(document: &Document, chains: &[Option<Chain>]) -> Result<Vec<Grant>, S
     Ok(grants)
 }
 
-/// Ours beside libvirt's, or how they differ. `before` has the owners of all files before the guest started, `during` those
-/// while it ran.
-pub fn compare(
-    daemon: &Daemon,
-    guest: &Guest,
-    started: &Started,
-    before: &Owners,
-    during: Option<&Owners>,
-) -> Result<Compared, String> {
+/// A guest as we read it; or as both refuse it, or how we differ.
+fn read(daemon: &Daemon, guest: &Guest, said: Option<&String>) -> Result<Option<Document>, String> {
     let text = format!(
         "<domain><devices>{}</devices>{}</domain>",
         guest.devices, guest.domain
     );
-    let said = started.xml.as_ref().err();
     let mut document = match (Document::parse(text), said) {
         (Ok(document), _) => document,
-        (Err(error), Some(said)) if said.ends_with(&error.to_string()) => return Ok(Compared::Refused),
+        (Err(error), Some(said)) if said.ends_with(&error.to_string()) => return Ok(None),
         (Err(error), said) => return Err(format!("ours refuses: {error}\nlibvirt: {said:?}")),
     };
     document.find_volumes(|pool, volume| {
@@ -176,7 +115,74 @@ pub fn compare(
                 .map(|text| Document::parse(text).unwrap().volume.unwrap()),
         )
     })?;
-    let chains: Vec<_> = document
+    Ok(Some(document))
+}
+
+/// The nodes of its disks, in libvirt's order.
+fn trees(document: &Document, chains: &[Option<Chain>]) -> Result<Vec<Tree>, String> {
+    let options = Options {
+        secrets: secrets(),
+        ..Options::default()
+    };
+    let running = numbered::number(document, chains, Generation::V11);
+    let order = document.order();
+    let trees = order
+        .iter()
+        .filter_map(|place| running[*place].as_ref())
+        .map(|running| blockdev::tree(running, &options).map_err(|error| error.to_string()));
+    trees.collect()
+}
+
+/// What libvirt would give QEMU, beside ours, or how they differ.
+pub fn translated(
+    daemon: &Daemon,
+    guest: &Guest,
+    theirs: &Result<Arguments, String>,
+) -> Result<Compared, String> {
+    let Some(document) = read(daemon, guest, theirs.as_ref().err())? else {
+        return Ok(Compared::Refused);
+    };
+    let mut chains = Vec::new();
+    for disk in &document.disks {
+        let chain = disk.chain(&Policy::libvirt()).ok();
+        if let Some(End::Broken(end)) = chain.as_ref().map(|chain| &chain.end) {
+            return Err(format!(
+                "ours is broken: {}\nlibvirt: {theirs:?}",
+                end.error.message()
+            ));
+        }
+        chains.push(chain);
+    }
+    match (trees(&document, &chains), theirs) {
+        (Ok(trees), Ok(arguments)) => given::compare(&trees, arguments).map(|()| Compared::Translated),
+        (Err(error), Err(said)) if said.contains(&error) => Ok(Compared::Refused),
+        (ours, theirs) => Err(format!(
+            "ours is {:?}\nlibvirt's {:?}",
+            ours.err(),
+            theirs.as_ref().err()
+        )),
+    }
+}
+
+/// Ours beside libvirt's, or how they differ. `before` has the owners of all files before the guest started, `during` those
+/// while it ran.
+pub fn started(
+    daemon: &Daemon,
+    guest: &Guest,
+    started: &Started,
+    (before, during): (&Owners, Option<&Owners>),
+    rows: &mut Rows,
+) -> Result<Compared, String> {
+    let said = started.xml.as_ref().err();
+    let Some(document) = read(daemon, guest, said)? else {
+        return Ok(Compared::Refused);
+    };
+    let mut differs = |row| {
+        rows.insert(row);
+        Ok(Compared::Differs)
+    };
+    let (Ok(theirs) | Err(theirs)) = &started.xml;
+    let mut chains: Vec<_> = document
         .disks
         .iter()
         .map(|disk| disk.chain(&Policy::libvirt()))
@@ -197,47 +203,77 @@ pub fn compare(
         }
     }
     if !broken.is_empty() {
-        return match said {
-            Some(said) if broken.iter().any(|reason| said.contains(reason)) => Ok(Compared::Refused),
-            // Where libvirt looks at nothing, it finds what is missing when it gives it an owner.
-            Some(said) if by_qemu || said.contains("unable to stat: ") => Ok(Compared::NotOpened),
-            // libvirt starts the guest without the disk.
-            None if guest.devices.contains("startupPolicy='optional'")
-                && broken
-                    .iter()
-                    .any(|reason| reason.starts_with("Cannot access storage file")) =>
-            {
-                Ok(Compared::Justified)
+        if said.is_some_and(|said| broken.iter().any(|reason| said.contains(reason))) {
+            return Ok(Compared::Refused);
+        }
+        let missing = |reason: &&str| reason.starts_with("Cannot access storage file");
+        // libvirt starts the guest without the disk.
+        if said.is_none() && guest.devices.contains("startupPolicy='optional'") && broken.iter().any(missing)
+        {
+            return differs(differences::OPTIONAL);
+        }
+        if let Some(row) = broken.iter().find_map(|reason| differences::row(reason, theirs)) {
+            return differs(row);
+        }
+        // Where libvirt looks at nothing, it finds what is missing when it gives it an owner.
+        if by_qemu || theirs.contains("unable to stat: ") {
+            if guest.devices.contains("<backingStore/>") {
+                rows.insert(differences::CLOSED);
             }
-            _ if broken.iter().any(|reason| justified(reason, &started.xml)) => Ok(Compared::Justified),
-            _ => Err(format!("ours is broken: {broken:?}\nlibvirt: {:?}", started.xml)),
-        };
+            return Ok(Compared::NotOpened);
+        }
+        return Err(format!("ours is broken: {broken:?}\nlibvirt: {:?}", started.xml));
+    }
+    let all = |chain: &Chain| {
+        chain
+            .layers
+            .iter()
+            .filter(|layer| layer.data_file.is_some())
+            .count()
+    };
+    let seen: usize = chains.iter().flatten().map(all).sum();
+    for (disk, chain) in document.disks.iter().zip(&mut chains) {
+        let Ok(chain) = chain else { continue };
+        for (number, layer) in chain.layers.iter_mut().enumerate() {
+            let is_given = disk
+                .layers
+                .get(number)
+                .is_some_and(|layer| layer.data_store.is_some());
+            let backing = layer.description.backing.as_ref();
+            if !is_given && backing.is_some_and(|backing| backing.format.is_some()) {
+                layer.data_file = None;
+            }
+        }
+    }
+    if chains.iter().flatten().map(all).sum::<usize>() < seen {
+        rows.insert(differences::DATA_FILE);
     }
     let chains: Vec<_> = chains.into_iter().map(Result::ok).collect();
-    let options = Options {
-        secrets: secrets(),
-        ..Options::default()
-    };
-    let running = numbered::number(&document, &chains, Generation::V11);
-    let order = document.order();
-    let trees: Result<Vec<_>, _> = order
-        .iter()
-        .filter_map(|place| running[*place].as_ref())
-        .map(|running| blockdev::tree(running, &options))
-        .collect();
-    let trees = match (trees, said) {
+    let trees = match (trees(&document, &chains), said) {
         (Ok(trees), _) => trees,
-        (Err(error), Some(said)) if said.contains(&error.to_string()) => return Ok(Compared::Refused),
-        (Err(error), _) if justified(&error.to_string(), &started.xml) => return Ok(Compared::Justified),
-        (Err(error), said) => return Err(format!("ours has no nodes: {error}\nlibvirt: {said:?}")),
+        (Err(error), Some(said)) if said.contains(&error) => return Ok(Compared::Refused),
+        (Err(error), said) => {
+            return match differences::row(&error, theirs) {
+                Some(row) => differs(row),
+                None => Err(format!("ours has no nodes: {error}\nlibvirt: {said:?}")),
+            };
+        }
     };
     if let Some(said) = said.filter(|_| !by_qemu) {
-        if justified(ACCEPTED, &started.xml) {
-            return Ok(Compared::Justified);
+        if let Some(row) = differences::row(ACCEPTED, said) {
+            return differs(row);
+        }
+        let deep = chains
+            .iter()
+            .flatten()
+            .any(|chain| chain.layers.len() > LIBVIRT_DEPTH);
+        if deep && said.contains("failed to parse JSON: nesting too deep") {
+            given::compare(&trees, &started.arguments)?;
+            return differs(differences::DEEP);
         }
         return Err(format!("libvirt refuses: {said}"));
     }
-    given(&trees, &started.arguments)?;
+    given::compare(&trees, &started.arguments)?;
     let grants = grants(&document, &chains)?;
     let denied = said.is_some_and(|said| said.contains("Permission denied"));
     let remote = guest.devices.contains("device='lun'") || trees.iter().any(is_remote);
@@ -247,7 +283,9 @@ pub fn compare(
         .filter(|grant| !grant.obstacles(&user).started.is_empty())
         .filter_map(Grant::path)
         .collect();
-    if (denied && obstacles.is_empty()) || (said.is_none() && !obstacles.is_empty() && !remote) {
+    // A data file that libvirt does not see it gives to nobody.
+    let unseen = rows.contains(differences::DATA_FILE);
+    if (denied && obstacles.is_empty() && !unseen) || (said.is_none() && !obstacles.is_empty() && !remote) {
         return Err(format!("QEMU may not open {obstacles:?}\nlibvirt: {said:?}"));
     }
     if by_qemu {
@@ -262,17 +300,27 @@ pub fn compare(
             }
         }
     }
-    if during != Some(&expected) {
-        let differ: Vec<_> = expected
-            .iter()
-            .filter(|(path, ids)| during.is_none_or(|found| found.get(*path) != Some(ids)))
-            .collect();
+    let differ: Vec<_> = expected
+        .iter()
+        .filter(|(path, ids)| during.is_none_or(|found| found.get(*path) != Some(ids)))
+        .collect();
+    if !differ.is_empty() {
         return Err(format!("owners: {differ:#?}"));
     }
     let ours = live::live(&document, &chains, Generation::V11).map_err(|error| error.to_string())?;
-    let (ours, theirs) = (chains_of(&ours), chains_of(started.xml.as_ref().unwrap()));
-    let ours: Vec<_> = order.iter().map(|place| ours[*place].clone()).collect();
-    if ours != theirs {
+    let (ours, theirs) = (chains_of(&ours), chains_of(theirs));
+    let ours: Vec<_> = document
+        .order()
+        .iter()
+        .map(|place| ours[*place].clone())
+        .collect();
+    let same = ours.len() == theirs.len()
+        && ours.iter().zip(&theirs).all(|(ours, theirs)| {
+            let difference = difference(ours, theirs);
+            rows.extend(difference);
+            ours == theirs || difference.is_some()
+        });
+    if !same {
         return Err(format!(
             "our XML is\n{}\nlibvirt's\n{}",
             ours.join("\n"),
@@ -282,36 +330,16 @@ pub fn compare(
     Ok(Compared::Running)
 }
 
-/// Whether what we give QEMU is what libvirt gave it.
-fn given(trees: &[Tree], arguments: &Arguments) -> Result<(), String> {
-    let ours: Vec<_> = trees
-        .iter()
-        .flat_map(|tree| &tree.nodes)
-        .map(Value::to_string)
-        .collect();
-    let theirs = arguments.values("-blockdev");
-    if ours != theirs {
-        return Err(format!("our nodes are {ours:#?}\nlibvirt's {theirs:#?}"));
+/// How the chain of a disk differs that we show as it was before it had its overlay, or not at all.
+fn difference(ours: &str, theirs: &str) -> Option<&'static str> {
+    if theirs.contains(".TRANSIENT-guest") {
+        // Below the overlay, the number stands where those of all layers below stand.
+        let (_, below) = theirs.split_once("<format type='")?;
+        let (_, below) = below.split_once("/>")?;
+        let (source, _) = ours.split_once(" index='")?;
+        return below.starts_with(source).then_some(differences::TRANSIENT);
     }
-    let mut of_trees: Vec<_> = trees.iter().flat_map(|tree| tree.objects.clone()).collect();
-    of_trees.sort_by_key(Value::to_string);
-    of_trees.dedup();
-    let (ours, theirs) = (
-        objects(of_trees.into_iter(), &ours),
-        objects(parsed(&arguments.values("-object")), &ours),
-    );
-    if ours != theirs {
-        return Err(format!("our objects are {ours:#?}\nlibvirt's {theirs:#?}"));
-    }
-    let ours: Vec<_> = trees.iter().map(|tree| tree.drive.clone()).collect();
-    let devices = arguments.values("-device");
-    let theirs: Vec<_> = parsed(&devices)
-        .filter_map(|device| Some(device.get("drive")?.as_str()?.to_owned()))
-        .collect();
-    if ours != theirs {
-        return Err(format!("our drives are {ours:?}\nlibvirt's {theirs:?}"));
-    }
-    Ok(())
+    (ours.contains(" fdgroup='") && theirs.contains(" fdgroup='")).then_some(differences::HANDED_OVER)
 }
 
 /// Something in place of each secret.
