@@ -160,6 +160,11 @@ impl Forest {
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("a mode");
         let (whole, odd) = images::plant(&folder, &mut Dice::new(seed));
         std::fs::create_dir(folder.file("folder")).expect("a folder");
+        std::fs::create_dir(folder.file("pool")).expect("a folder");
+        for volume in elements::VOLUMES {
+            let copy = folder.file("pool").join(volume.0);
+            std::fs::copy(folder.file(volume.0), copy).expect("a copy");
+        }
         folder.img("create -q -f raw served 1M");
         folder.img("create -q -f raw loop0 1M");
         folder.img("create -q -f qcow2 loop1 1M");
@@ -221,24 +226,24 @@ impl Forest {
             &format!("<target>{of_iscsi}</target>"),
             "word",
         );
-        daemon.pool(&self.pool(), self.path());
+        daemon.pool(&self.pool(), &self.folder.file("pool"));
     }
 
-    /// The name of the pool that has its folder.
+    /// The name of the pool that has some images.
     fn pool(&self) -> String {
         format!("images{}", self.seed)
     }
 
     /// Every file and device that disks are on.
     pub fn files(&self) -> Vec<PathBuf> {
-        let folders = [self.folder.path().to_owned(), self.folder.file("sub")];
+        let folders = [".", "sub", "pool"].map(|name| self.folder.file(name));
         let entries = folders
             .iter()
             .flat_map(|folder| std::fs::read_dir(folder).expect("the folder"));
         let files = entries
             .map(|entry| entry.expect("its entry"))
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
-            .map(|entry| entry.path());
+            .map(|entry| entry.path().canonicalize().expect("it is there"));
         files
             .chain(self.loops.iter().map(|device| PathBuf::from(&device.path)))
             .collect()
@@ -308,6 +313,25 @@ impl Forest {
                 .push_str("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>");
         }
         guest
+    }
+
+    /// Guests with one disk each, over what is odd.
+    #[must_use]
+    pub fn oddities(&self) -> Vec<Guest> {
+        let images = self.odd.iter().map(|top| {
+            // What is not there need not be, if XML says so.
+            let policy = if top.path.ends_with("/absent") {
+                " startupPolicy='optional'"
+            } else {
+                ""
+            };
+            Guest::with(format!(
+                "<disk type='file' device='disk'><driver name='qemu' type='{}'/><source file='{}'{policy}/>\
+                 <target dev='vda' bus='virtio'/></disk>",
+                top.format, top.path
+            ))
+        });
+        images.collect()
     }
 
     /// A chain of so many layers, the active one first.

@@ -109,7 +109,11 @@ pub fn number<'a>(
                 *running = given(&document.throttle_groups, disk, chain, generation, &mut next);
             }
             // What libvirt alone can open has its numbers all the same.
-            _ => (0..numbers(disk, generation)).for_each(|_| drop(next())),
+            _ => {
+                for _ in 0..numbers(disk, generation) {
+                    next();
+                }
+            }
         }
     }
     for place in order.iter().rev().copied() {

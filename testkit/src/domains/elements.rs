@@ -42,6 +42,19 @@ impl Targets {
     }
 }
 
+/// The images that are in the pool as well, and their formats.
+pub(super) const VOLUMES: [(&str, &str); 9] = [
+    ("raw.alone", "raw"),
+    ("qcow2.alone", "qcow2"),
+    ("over-raw", "qcow2"),
+    ("over-vmdk", "qcow2"),
+    ("two-over-raw", "qcow2"),
+    ("mixed", "qcow2"),
+    ("vdi.alone", "vdi"),
+    ("vmdk.alone", "vmdk"),
+    ("qed-over-raw", "qed"),
+];
+
 fn word(dice: &mut Dice, words: &[&'static str]) -> &'static str {
     words[dice.index(words.len())]
 }
@@ -112,7 +125,7 @@ pub(super) fn closed(forest: &Forest, dice: &mut Dice, targets: &mut Targets) ->
         _ => empty(dice, targets),
     };
     let parts = match parts.format {
-        Some("qcow2") if parts.backing.is_empty() => Parts {
+        Some("qcow2" | "qcow" | "qed" | "vmdk") if parts.backing.is_empty() => Parts {
             backing: "<backingStore/>".to_owned(),
             ..parts
         },
@@ -238,6 +251,10 @@ fn element(dice: &mut Dice, targets: &mut Targets, parts: Parts) -> String {
 
 /// `<driver>`, and what stands behind `<target>`.
 fn around(dice: &mut Dice, parts: &Parts) -> (String, String) {
+    if parts.kind == "vhostuser" && dice.chance(85) {
+        // It takes nothing else.
+        return (String::new(), String::new());
+    }
     let mut driver = String::new();
     let mut say = |name: &str, value: &str| driver.push_str(&format!(" {name}='{value}'"));
     if let Some(format) = parts.format {
@@ -477,22 +494,8 @@ fn odd(forest: &Forest, dice: &mut Dice) -> Parts {
 }
 
 fn volume(forest: &Forest, dice: &mut Dice) -> Parts {
-    let volume = word(
-        dice,
-        &[
-            "raw.alone",
-            "qcow2.alone",
-            "over-raw",
-            "two-over-raw",
-            "vdi.alone",
-            "none",
-        ],
-    );
-    let format = match volume {
-        "raw.alone" => "raw",
-        "vdi.alone" => "vdi",
-        _ => "qcow2",
-    };
+    let (volume, format) = *dice.one_of(&VOLUMES);
+    let volume = if dice.chance(15) { "none" } else { volume };
     Parts {
         kind: "volume",
         device: word(dice, &["disk", "disk", "cdrom"]),

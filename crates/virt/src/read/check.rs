@@ -68,6 +68,9 @@ pub(super) fn disk(disk: &mut Disk, element: Element<'_, '_>) -> Result<()> {
     } else if active.details.reservations.is_some() {
         return Err(element.unsupported("<reservations/> allowed only for lun devices"));
     }
+    if matches!(active.place, Place::VhostUser { .. }) {
+        vhost_user(bus.as_deref(), element)?;
+    }
     if disk.driver.discard_no_unref == Some(true) {
         if active.format != Some(Format::Qcow2) {
             return Err(element.unsupported("'discard_no_unref' only works with qcow2 disk format"));
@@ -117,6 +120,66 @@ pub(super) fn disk(disk: &mut Disk, element: Element<'_, '_>) -> Result<()> {
                 return Err(element.unsupported("only 'raw' images supported as <dataStore>"));
             }
             self::layer(store, false, element)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever serves a disk decides how: hardly anything can be said of it here. In libvirt's order.
+fn vhost_user(bus: Option<&str>, element: Element<'_, '_>) -> Result<()> {
+    if bus != Some("virtio") {
+        return Err(element.unsupported("vhostuser disk supports only virtio bus"));
+    }
+    if !matches!(element.attribute("snapshot"), None | Some("no" | "default")) {
+        return Err(element.unsupported("only snapshot=no is supported with vhostuser disk"));
+    }
+    let refuse =
+        |name: &str| Err(element.unsupported(format!("{name} is not supported with vhostuser disk")));
+    let driver = element.child("driver");
+    for (name, as_named) in [
+        ("cache", "cache"),
+        ("error_policy", "error_policy"),
+        ("rerror_policy", "error_policy"),
+        ("io", "io"),
+        ("ioeventfd", "ioeventfd"),
+        ("copy_on_read", "copy_on_read"),
+        ("discard", "discard"),
+        ("detect_zeroes", "detect_zeroes"),
+    ] {
+        let said = driver.and_then(|driver| driver.attribute(name));
+        if said.is_some_and(|said| said != "default") {
+            return refuse(as_named);
+        }
+    }
+    let source = element.child("source");
+    let within = |name| {
+        source
+            .and_then(|source| source.child(name))
+            .or_else(|| element.child(name))
+    };
+    let cache = driver.and_then(|driver| driver.child("metadata_cache"));
+    let device = element.attribute("device");
+    for (name, said) in [
+        ("iotune", element.child("iotune").is_some()),
+        ("backingStore", element.child("backingStore").is_some()),
+        ("encryption", within("encryption").is_some()),
+        ("metadata_cache", cache.is_some()),
+        (
+            "readonly",
+            device == Some("cdrom") || element.child("readonly").is_some(),
+        ),
+        ("shareable", element.child("shareable").is_some()),
+        ("transient", element.child("transient").is_some()),
+        ("serial", element.child("serial").is_some()),
+        ("wwn", element.child("wwn").is_some()),
+        ("vendor", element.child("vendor").is_some()),
+        ("product", element.child("product").is_some()),
+        ("auth", within("auth").is_some()),
+        ("geometry", element.child("geometry").is_some()),
+        ("blockio", element.child("blockio").is_some()),
+    ] {
+        if said {
+            return refuse(name);
         }
     }
     Ok(())

@@ -95,15 +95,26 @@ fn grants(document: &Document, chains: &[Option<Chain>]) -> Result<Vec<Grant>, S
 }
 
 /// A guest as we read it; or as both refuse it, or how we differ.
-fn read(daemon: &Daemon, guest: &Guest, said: Option<&String>) -> Result<Option<Document>, String> {
+fn read(
+    daemon: &Daemon,
+    guest: &Guest,
+    said: Option<&String>,
+    rows: &mut Rows,
+) -> Result<Result<Document, Compared>, String> {
     let text = format!(
         "<domain><devices>{}</devices>{}</domain>",
         guest.devices, guest.domain
     );
     let mut document = match (Document::parse(text), said) {
         (Ok(document), _) => document,
-        (Err(error), Some(said)) if said.ends_with(&error.to_string()) => return Ok(None),
-        (Err(error), said) => return Err(format!("ours refuses: {error}\nlibvirt: {said:?}")),
+        (Err(error), Some(said)) if said.ends_with(&error.to_string()) => return Ok(Err(Compared::Refused)),
+        (Err(error), said) => {
+            let said = said.map_or("", String::as_str);
+            return match differences::row(&error.to_string(), said) {
+                Some(row) => differs(rows, row).map(Err),
+                None => Err(format!("ours refuses: {error}\nlibvirt: {said:?}")),
+            };
+        }
     };
     document.find_volumes(|pool, volume| {
         let known = daemon
@@ -115,7 +126,7 @@ fn read(daemon: &Daemon, guest: &Guest, said: Option<&String>) -> Result<Option<
                 .map(|text| Document::parse(text).unwrap().volume.unwrap()),
         )
     })?;
-    Ok(Some(document))
+    Ok(Ok(document))
 }
 
 /// The nodes of its disks, in libvirt's order.
@@ -138,9 +149,11 @@ pub fn translated(
     daemon: &Daemon,
     guest: &Guest,
     theirs: &Result<Arguments, String>,
+    rows: &mut Rows,
 ) -> Result<Compared, String> {
-    let Some(document) = read(daemon, guest, theirs.as_ref().err())? else {
-        return Ok(Compared::Refused);
+    let document = match read(daemon, guest, theirs.as_ref().err(), rows)? {
+        Ok(document) => document,
+        Err(compared) => return Ok(compared),
     };
     let mut chains = Vec::new();
     for disk in &document.disks {
@@ -174,12 +187,9 @@ pub fn started(
     rows: &mut Rows,
 ) -> Result<Compared, String> {
     let said = started.xml.as_ref().err();
-    let Some(document) = read(daemon, guest, said)? else {
-        return Ok(Compared::Refused);
-    };
-    let mut differs = |row| {
-        rows.insert(row);
-        Ok(Compared::Differs)
+    let document = match read(daemon, guest, said, rows)? {
+        Ok(document) => document,
+        Err(compared) => return Ok(compared),
     };
     let (Ok(theirs) | Err(theirs)) = &started.xml;
     let mut chains: Vec<_> = document
@@ -210,10 +220,10 @@ pub fn started(
         // libvirt starts the guest without the disk.
         if said.is_none() && guest.devices.contains("startupPolicy='optional'") && broken.iter().any(missing)
         {
-            return differs(differences::OPTIONAL);
+            return differs(rows, differences::OPTIONAL);
         }
         if let Some(row) = broken.iter().find_map(|reason| differences::row(reason, theirs)) {
-            return differs(row);
+            return differs(rows, row);
         }
         // Where libvirt looks at nothing, it finds what is missing when it gives it an owner.
         if by_qemu || theirs.contains("unable to stat: ") {
@@ -254,14 +264,14 @@ pub fn started(
         (Err(error), Some(said)) if said.contains(&error) => return Ok(Compared::Refused),
         (Err(error), said) => {
             return match differences::row(&error, theirs) {
-                Some(row) => differs(row),
+                Some(row) => differs(rows, row),
                 None => Err(format!("ours has no nodes: {error}\nlibvirt: {said:?}")),
             };
         }
     };
     if let Some(said) = said.filter(|_| !by_qemu) {
         if let Some(row) = differences::row(ACCEPTED, said) {
-            return differs(row);
+            return differs(rows, row);
         }
         let deep = chains
             .iter()
@@ -269,7 +279,7 @@ pub fn started(
             .any(|chain| chain.layers.len() > LIBVIRT_DEPTH);
         if deep && said.contains("failed to parse JSON: nesting too deep") {
             given::compare(&trees, &started.arguments)?;
-            return differs(differences::DEEP);
+            return differs(rows, differences::DEEP);
         }
         return Err(format!("libvirt refuses: {said}"));
     }
@@ -328,6 +338,11 @@ pub fn started(
         ));
     }
     Ok(Compared::Running)
+}
+
+fn differs(rows: &mut Rows, row: &'static str) -> Result<Compared, String> {
+    rows.insert(row);
+    Ok(Compared::Differs)
 }
 
 /// How the chain of a disk differs that we show as it was before it had its overlay, or not at all.

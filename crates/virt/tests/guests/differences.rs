@@ -11,6 +11,7 @@ pub struct Difference {
 pub const ACCEPTED: &str = "accepted";
 pub const CLOSED: &str = "a chain that XML closes is not looked at";
 pub const DATA_FILE: &str = "a data file is not seen where a backing format stands before it";
+pub const WORDS: &str = "a backing image whose recorded format is `parallels` or `vhdx` is `raw`";
 pub const OPTIONAL: &str = "a disk whose image is missing and whose `startupPolicy` is `optional`";
 pub const TRANSIENT: &str = "a `<transient/>` disk gets a new overlay";
 pub const HANDED_OVER: &str = "images that are passed as open files";
@@ -46,10 +47,26 @@ pub const SAID: &[Difference] = &[
         "and no <encryption> in XML names its secret",
         "Unexpected enum value 0 for virStorageEncryptionEngine",
     ),
+    said(
+        "a qcow2 header that is cut off: `An error occurred, but the cause is unknown`",
+        "the qcow2 header is cut off",
+        "An error occurred, but the cause is unknown",
+    ),
+    said(DEEP, ACCEPTED, "is self-referential or too deeply nested"),
+    said(
+        DEEP,
+        ACCEPTED,
+        "backing chains more than 200 layers deep are not supported",
+    ),
+    said(
+        "more than 200 layers in XML are taken",
+        "backing chains more than 200 layers deep are not supported",
+        "",
+    ),
 ];
 
 /// Those that show in what a guest is.
-pub const SHOWN: &[&str] = &[CLOSED, DATA_FILE, OPTIONAL, TRANSIENT, HANDED_OVER, DEEP];
+pub const SHOWN: &[&str] = &[CLOSED, DATA_FILE, WORDS, OPTIONAL, TRANSIENT, HANDED_OVER, DEEP];
 
 /// Those that show in no guest that is compared, or in each: what is left out of the comparison.
 const LEFT_OUT: &[&str] = &[

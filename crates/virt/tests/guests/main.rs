@@ -147,7 +147,8 @@ fn guests_whose_xml_leaves_nothing_to_be_looked_for_get_the_nodes_that_libvirt_g
     for (batch, guests) in guests.chunks(BATCH).enumerate() {
         for (number, (guest, theirs)) in guests.iter().zip(daemon.translate(guests)).enumerate() {
             let name = (batch * BATCH + number).to_string();
-            tally.count(&name, guest, compare::translated(&daemon, guest, &theirs));
+            let compared = compare::translated(&daemon, guest, &theirs, &mut tally.rows);
+            tally.count(&name, guest, compared);
         }
     }
     tally.judge();
@@ -201,7 +202,7 @@ fn chains_of_up_to_two_hundred_layers_are_as_with_libvirt_and_deeper_ones_refuse
         let chain = &tower[tower.len() - height..];
         let guest = Guest::with(disk(chain, height, true));
         let theirs = daemon.translate(std::slice::from_ref(&guest)).remove(0);
-        let compared = compare::translated(&daemon, &guest, &theirs);
+        let compared = compare::translated(&daemon, &guest, &theirs, &mut tally.rows);
         tally.count(&format!("{height}, given"), &guest, compared);
     }
     tally.judge();
