@@ -160,17 +160,22 @@ fn vhost_user(bus: Option<&str>, element: Element<'_, '_>) -> Result<()> {
     let cache = driver.and_then(|driver| driver.child("metadata_cache"));
     let device = element.attribute("device");
     for (name, said) in [
+        ("metadata_cache", cache.is_some()),
         ("iotune", element.child("iotune").is_some()),
         ("backingStore", element.child("backingStore").is_some()),
         ("encryption", within("encryption").is_some()),
-        ("metadata_cache", cache.is_some()),
         (
             "readonly",
             device == Some("cdrom") || element.child("readonly").is_some(),
         ),
         ("shareable", element.child("shareable").is_some()),
         ("transient", element.child("transient").is_some()),
-        ("serial", element.child("serial").is_some()),
+        (
+            "serial",
+            element
+                .child("serial")
+                .is_some_and(|serial| !serial.text().is_empty()),
+        ),
         ("wwn", element.child("wwn").is_some()),
         ("vendor", element.child("vendor").is_some()),
         ("product", element.child("product").is_some()),

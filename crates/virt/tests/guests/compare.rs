@@ -5,6 +5,7 @@ use crate::given;
 use catena::chain::End;
 use catena::doctor::User;
 use catena::{Chain, Policy};
+use catena_format::Format;
 use catena_testkit::domains::{KEYS, PASSPHRASE};
 use catena_testkit::libvirt::{Arguments, Daemon, Guest, NOBODY, Started};
 use catena_virt::access::{self, Grant, Host, Ids};
@@ -164,6 +165,13 @@ pub fn translated(
                 end.error.message()
             ));
         }
+        if chain.is_none()
+            && theirs
+                .as_ref()
+                .is_err_and(|said| said.contains("Storage volume not found"))
+        {
+            return Ok(Compared::Refused);
+        }
         chains.push(chain);
     }
     match (trees(&document, &chains), theirs) {
@@ -212,6 +220,9 @@ pub fn started(
             _ => {}
         }
     }
+    let data_files = chains.iter().flatten().flat_map(|chain| &chain.layers);
+    let data_files = data_files.filter_map(|layer| layer.data_file.as_ref()?.file.as_ref().err());
+    broken.extend(data_files.map(|error| error.message()));
     if !broken.is_empty() {
         if said.is_some_and(|said| broken.iter().any(|reason| said.contains(reason))) {
             return Ok(Compared::Refused);
@@ -252,6 +263,11 @@ pub fn started(
             let backing = layer.description.backing.as_ref();
             if !is_given && backing.is_some_and(|backing| backing.format.is_some()) {
                 layer.data_file = None;
+            }
+            let word = layer.link.as_ref().and_then(|link| link.format.as_deref());
+            if number >= disk.layers.len() && matches!(word, Some("parallels" | "vhdx")) {
+                rows.insert(differences::WORDS);
+                layer.format = Format::Raw;
             }
         }
     }

@@ -52,6 +52,11 @@ pub const SAID: &[Difference] = &[
         "the qcow2 header is cut off",
         "An error occurred, but the cause is unknown",
     ),
+    said(
+        "a `json:` reference that ends early: `failed to parse JSON: continue`",
+        "failed to parse JSON: EOF",
+        "failed to parse JSON: continue",
+    ),
     said(DEEP, ACCEPTED, "is self-referential or too deeply nested"),
     said(
         DEEP,

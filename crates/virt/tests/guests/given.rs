@@ -16,7 +16,7 @@ fn objects(given: impl Iterator<Item = Value>, used: &[String]) -> Vec<String> {
                 "secret" => fields.retain(|key, _| key == "qom-type" || key == "id"),
                 // A helper that libvirt runs listens in a folder of its own.
                 "pr-manager-helper" if id == "pr-helper0" => fields.retain(|key, _| key != "path"),
-                "memory-backend-ram" => return None,
+                "memory-backend-ram" | "memory-backend-memfd" => return None,
                 // libvirt has all of the domain's, also those that no disk is in.
                 "throttle-group" if !used.iter().any(|node| node.contains(&format!("\"{id}\""))) => {
                     return None;
