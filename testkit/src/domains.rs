@@ -271,7 +271,7 @@ impl Forest {
         let mut targets = elements::Targets::default();
         let mut guest = Guest::default();
         // What is odd would hide what is wrong with the rest, and servers that are not there hide what QEMU does not open.
-        let odd = dice.chance(35);
+        let odd = dice.chance(20);
         let count = if odd {
             dice.within(1..3)
         } else {
@@ -318,20 +318,24 @@ impl Forest {
     /// Guests with one disk each, over what is odd.
     #[must_use]
     pub fn oddities(&self) -> Vec<Guest> {
-        let images = self.odd.iter().map(|top| {
-            // What is not there need not be, if XML says so.
-            let policy = if top.path.ends_with("/absent") {
-                " startupPolicy='optional'"
-            } else {
-                ""
-            };
+        let disk = |top: &Layer, policy: &str, below: &str| {
             Guest::with(format!(
-                "<disk type='file' device='disk'><driver name='qemu' type='{}'/><source file='{}'{policy}/>\
+                "<disk type='file' device='disk'><driver name='qemu' type='{}'/><source file='{}'{policy}/>{below}\
                  <target dev='vda' bus='virtio'/></disk>",
                 top.format, top.path
             ))
-        });
-        images.collect()
+        };
+        let mut guests = vec![disk(
+            &self.whole[1][0],
+            "",
+            "<backingStore type='file'><format type='qcow2'/><source file='/nowhere'/><backingStore/></backingStore>",
+        )];
+        guests.extend(self.odd.iter().map(|top| {
+            // What is not there need not be, if XML says so.
+            let absent = top.path.ends_with("/absent");
+            disk(top, if absent { " startupPolicy='optional'" } else { "" }, "")
+        }));
+        guests
     }
 
     /// A chain of so many layers, the active one first.

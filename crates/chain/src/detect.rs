@@ -761,10 +761,19 @@ fn access_error(error: Error, source: &Source, top: Option<&Source>) -> Error {
             format!("Cannot access backing file '{source}' of storage file '{top}' (as uid:{uid}, gid:{gid})")
         }
     };
-    match error.kind() {
+    let system = std::error::Error::source(&error);
+    // What cannot be a name is the name of nothing.
+    let unnamed = system
+        .and_then(|system| system.downcast_ref::<std::io::Error>())
+        .is_some_and(|system| system.kind() == std::io::ErrorKind::InvalidFilename);
+    let kind = if unnamed {
+        ErrorKind::NotFound
+    } else {
+        error.kind()
+    };
+    match kind {
         ErrorKind::NotFound | ErrorKind::Denied => {
-            let system = std::error::Error::source(&error).map(ToString::to_string);
-            let kind = error.kind();
+            let system = system.map(ToString::to_string);
             let message = system.map_or(message.clone(), |system| format!("{message}: {system}"));
             Error::new(kind, message).with_hint(match kind {
                 ErrorKind::NotFound => "'catena doctor' searches for where it may have gone",
