@@ -258,8 +258,8 @@ fn odd(folder: &Folder) -> Vec<Layer> {
     odd.push(file(folder, "no-data", "qcow2"));
     overlay(folder, "over-no-data", "no-data", "qcow2");
     odd.push(file(folder, "over-no-data", "qcow2"));
-    folder.img("create -q -f qcow2 -b raw.base -F raw -o data_file=both.data data-and-backing");
-    odd.push(file(folder, "data-and-backing", "qcow2"));
+    folder.img("create -q -f qcow2 -b raw.base -F raw -o data_file=both.data backing-and-data");
+    odd.push(file(folder, "backing-and-data", "qcow2"));
     // Headers that are none.
     for (name, at, bytes) in [
         ("version-9", 7, &[9][..]),
