@@ -17,6 +17,9 @@ use std::path::PathBuf;
 /// The most layers that this libvirt starts a guest with.
 const LIBVIRT_DEPTH: usize = 25;
 
+/// How QEMU begins what it says.
+const OF_QEMU: &str = "qemu-system-x86_64: ";
+
 /// How a guest was compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Compared {
@@ -185,6 +188,80 @@ pub fn translated(
     }
 }
 
+/// Why chains break, as we say it.
+fn broken(chains: &[Result<Chain, String>]) -> Vec<&str> {
+    let mut broken = Vec::new();
+    for chain in chains {
+        match chain {
+            Ok(chain) => {
+                if let End::Broken(end) = &chain.end {
+                    // Its sentence names who we are as libvirt names QEMU's user.
+                    broken.push(end.error.message().split(" (as uid").next().unwrap_or_default());
+                }
+                let data_files = chain.layers.iter().filter_map(|layer| layer.data_file.as_ref());
+                broken.extend(data_files.filter_map(|data| Some(data.file.as_ref().err()?.message())));
+            }
+            Err(why) if why.contains("libvirt alone") => broken.push("Storage volume not found"),
+            Err(_) => {}
+        }
+    }
+    broken
+}
+
+/// A guest of ours with broken chains, beside libvirt's.
+fn of_broken(
+    guest: &Guest,
+    theirs: &Result<String, String>,
+    broken: &[&str],
+    rows: &mut Rows,
+) -> Result<Compared, String> {
+    let (Ok(said) | Err(said)) = theirs;
+    if theirs.is_err() && broken.iter().any(|reason| said.contains(reason)) {
+        return Ok(Compared::Refused);
+    }
+    let missing = |reason: &&str| reason.starts_with("Cannot access storage file");
+    // libvirt starts the guest without the disk.
+    if theirs.is_ok() && guest.devices.contains("startupPolicy='optional'") && broken.iter().any(missing) {
+        return differs(rows, differences::OPTIONAL);
+    }
+    if let Some(row) = broken.iter().find_map(|reason| differences::row(reason, said)) {
+        return differs(rows, row);
+    }
+    // Where libvirt looks at nothing, it finds what is missing when it gives it an owner.
+    if theirs.is_err() && (said.contains(OF_QEMU) || said.contains("unable to stat: ")) {
+        if guest.devices.contains("<backingStore/>") {
+            rows.insert(differences::CLOSED);
+        }
+        return Ok(Compared::NotOpened);
+    }
+    Err(format!("ours is broken: {broken:?}\nlibvirt: {theirs:?}"))
+}
+
+/// Takes out of the chains what libvirt does not see in them, where that is listed: whether a data file was.
+fn as_libvirt_sees(document: &Document, chains: &mut [Result<Chain, String>], rows: &mut Rows) -> bool {
+    let mut unseen = false;
+    for (disk, chain) in document.disks.iter().zip(chains) {
+        let Ok(chain) = chain else { continue };
+        for (number, layer) in chain.layers.iter_mut().enumerate() {
+            let given = disk.layers.get(number);
+            let backing = layer.description.backing.as_ref();
+            if backing.is_some_and(|backing| backing.format.is_some())
+                && given.is_none_or(|layer| layer.data_store.is_none())
+                && layer.data_file.take().is_some()
+            {
+                rows.insert(differences::DATA_FILE);
+                unseen = true;
+            }
+            let word = layer.link.as_ref().and_then(|link| link.format.as_deref());
+            if given.is_none() && matches!(word, Some("parallels" | "vhdx")) {
+                rows.insert(differences::WORDS);
+                layer.format = Format::Raw;
+            }
+        }
+    }
+    unseen
+}
+
 /// Ours beside libvirt's, or how they differ. `before` has the owners of all files before the guest started, `during` those
 /// while it ran.
 pub fn started(
@@ -205,75 +282,12 @@ pub fn started(
         .iter()
         .map(|disk| disk.chain(&Policy::libvirt()))
         .collect();
-    let by_qemu = said.is_some_and(|said| said.contains("qemu-system-x86_64: "));
-    let mut broken = Vec::new();
-    for chain in &chains {
-        match chain {
-            Ok(Chain {
-                end: End::Broken(end),
-                ..
-            }) => {
-                // Its sentence names who we are as libvirt names QEMU's user.
-                broken.push(end.error.message().split(" (as uid").next().unwrap_or_default());
-            }
-            Err(why) if why.contains("libvirt alone") => broken.push("Storage volume not found"),
-            _ => {}
-        }
-    }
-    let data_files = chains.iter().flatten().flat_map(|chain| &chain.layers);
-    let data_files = data_files.filter_map(|layer| layer.data_file.as_ref()?.file.as_ref().err());
-    broken.extend(data_files.map(|error| error.message()));
+    let by_qemu = said.is_some_and(|said| said.contains(OF_QEMU));
+    let broken = broken(&chains);
     if !broken.is_empty() {
-        if said.is_some_and(|said| broken.iter().any(|reason| said.contains(reason))) {
-            return Ok(Compared::Refused);
-        }
-        let missing = |reason: &&str| reason.starts_with("Cannot access storage file");
-        // libvirt starts the guest without the disk.
-        if said.is_none() && guest.devices.contains("startupPolicy='optional'") && broken.iter().any(missing)
-        {
-            return differs(rows, differences::OPTIONAL);
-        }
-        if let Some(row) = broken.iter().find_map(|reason| differences::row(reason, theirs)) {
-            return differs(rows, row);
-        }
-        // Where libvirt looks at nothing, it finds what is missing when it gives it an owner.
-        if by_qemu || theirs.contains("unable to stat: ") {
-            if guest.devices.contains("<backingStore/>") {
-                rows.insert(differences::CLOSED);
-            }
-            return Ok(Compared::NotOpened);
-        }
-        return Err(format!("ours is broken: {broken:?}\nlibvirt: {:?}", started.xml));
+        return of_broken(guest, &started.xml, &broken, rows);
     }
-    let all = |chain: &Chain| {
-        chain
-            .layers
-            .iter()
-            .filter(|layer| layer.data_file.is_some())
-            .count()
-    };
-    let seen: usize = chains.iter().flatten().map(all).sum();
-    for (disk, chain) in document.disks.iter().zip(&mut chains) {
-        let Ok(chain) = chain else { continue };
-        for (number, layer) in chain.layers.iter_mut().enumerate() {
-            let is_given = disk
-                .layers
-                .get(number)
-                .is_some_and(|layer| layer.data_store.is_some());
-            let backing = layer.description.backing.as_ref();
-            if !is_given && backing.is_some_and(|backing| backing.format.is_some()) {
-                layer.data_file = None;
-            }
-            let word = layer.link.as_ref().and_then(|link| link.format.as_deref());
-            if number >= disk.layers.len() && matches!(word, Some("parallels" | "vhdx")) {
-                rows.insert(differences::WORDS);
-                layer.format = Format::Raw;
-            }
-        }
-    }
-    if chains.iter().flatten().map(all).sum::<usize>() < seen {
-        rows.insert(differences::DATA_FILE);
-    }
+    let unseen = as_libvirt_sees(&document, &mut chains, rows);
     let chains: Vec<_> = chains.into_iter().map(Result::ok).collect();
     let trees = match (trees(&document, &chains), said) {
         (Ok(trees), _) => trees,
@@ -310,7 +324,6 @@ pub fn started(
         .filter_map(Grant::path)
         .collect();
     // A data file that libvirt does not see it gives to nobody.
-    let unseen = rows.contains(differences::DATA_FILE);
     if (denied && obstacles.is_empty() && !unseen) || (said.is_none() && !obstacles.is_empty() && !remote) {
         return Err(format!("QEMU may not open {obstacles:?}\nlibvirt: {said:?}"));
     }
