@@ -66,6 +66,10 @@ pub trait WritableDisk: Disk {
     /// did before; what a backing image holds there is not uncovered.
     fn discard(&self, offset: GuestOffset, len: u64) -> Result<()>;
 
+    /// Has what was written so far go to the medium while the caller does something else, so that [`WritableDisk::flush`] has less to
+    /// wait for. Only an offer: nothing is durable by it.
+    fn begin_flush(&self) {}
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<()>;
 

@@ -161,6 +161,10 @@ impl WritableDisk for RawDisk {
         self.write_zeroes(offset, len, Unmap::Allow)
     }
 
+    fn begin_flush(&self) {
+        self.image.storage.begin_flush();
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(self.image.storage.flush()?)
     }

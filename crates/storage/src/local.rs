@@ -14,6 +14,7 @@ use crate::lock::{LockMode, Locking};
 use crate::open::{self, Kind, OpenOptions};
 use crate::storage::{Alignment, Identity, Span, SpanKind, Storage};
 use crate::sys::shortcut::Shortcut;
+use crate::sys::write_back::begin_write_back;
 use crate::transfer::{self, uninterrupted, wide};
 use rustix::fs::{OFlags, fcntl_getfl, fdatasync, fstat, ftruncate};
 use std::fs::File;
@@ -313,6 +314,13 @@ impl Storage for LocalFile {
         let kind = self.open.kind;
         let Ok(opened) = self.opened() else { return false };
         self.open.writable && hole::keep_ahead(opened.as_fd(), kind, offset, len).unwrap_or(false)
+    }
+
+    fn begin_flush(&self) {
+        if let Ok(opened) = self.opened() {
+            // What fails on its way to the medium is told by the flush.
+            let _ = begin_write_back(opened.as_fd());
+        }
     }
 
     fn flush(&self) -> Result<()> {

@@ -52,6 +52,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Has what was written so far go to the medium while the caller does something else, so that [`Storage::flush`] has less to wait
+    /// for. Only an offer: nothing is durable by it.
+    fn begin_flush(&self) {}
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<()>;
 

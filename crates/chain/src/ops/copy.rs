@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 pub const THREADS: usize = 8;
 /// The shortest run of zeros that is looked for in data unless told otherwise, in bytes; qemu-img's number.
 pub const SPARSE: u64 = 4096;
+/// Bytes that are written before they are sent on their way to the medium.
+const EARLY: u64 = 4 << 20;
 /// Guests see whole sectors.
 pub(super) const SECTOR: u64 = 512;
 
@@ -229,6 +231,10 @@ impl Copy<'_> {
                         .fetch_add(piece.len(), Ordering::Relaxed)
                         .saturating_add(piece.len());
                     self.observer.progress(now.min(self.total), self.total);
+                    // Every operation ends with a flush, or with a target whose flushes do nothing.
+                    if piece.what == What::Copy && now % EARLY < piece.len() {
+                        self.target.begin_flush();
+                    }
                     pace.passed(piece.len(), self.observer)?;
                 }
                 Ok(Next::Go)

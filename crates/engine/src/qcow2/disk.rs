@@ -565,6 +565,10 @@ impl WritableDisk for Qcow2Disk {
         self.write_back_if_much()
     }
 
+    fn begin_flush(&self) {
+        self.data_storage().begin_flush();
+    }
+
     fn flush(&self) -> Result<()> {
         self.flush_all()
     }

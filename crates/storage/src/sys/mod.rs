@@ -4,3 +4,4 @@ pub(crate) mod clone;
 pub(crate) mod mapping;
 pub(crate) mod ofd;
 pub(crate) mod shortcut;
+pub(crate) mod write_back;

@@ -106,6 +106,10 @@ impl WritableDisk for Target {
         self.disk.discard(offset, len)
     }
 
+    fn begin_flush(&self) {
+        self.disk.begin_flush();
+    }
+
     fn flush(&self) -> Result<()> {
         self.disk.flush()
     }
