@@ -7,6 +7,7 @@
 use super::observer::Observer;
 use catena_engine::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
+use std::iter::Peekable;
 use std::num::NonZero;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
@@ -41,18 +42,22 @@ pub fn processors() -> usize {
 
 impl Line<'_> {
     /// Works on all pieces, or on those up to the first that fails or says to stop. Each piece has a state, which is used again for another.
+    /// Other threads come for pieces that take preparing, and only if more than one is left: waiting for a thread that began too late to find
+    /// work can take longer than all of it.
     ///
     /// In order, nothing behind a piece that failed has been delivered.
     pub fn run<P: Send, S: Default + Send>(
         &self,
         pieces: impl Iterator<Item = Result<P>> + Send,
+        takes_preparing: impl Fn(&P) -> bool + Sync,
         prepare: impl Fn(&P, &mut S) -> Result<()> + Sync,
         deliver: impl Fn(&P, &mut S) -> Result<Next> + Sync,
     ) -> Result<()> {
         let threads = self.threads.clamp(1, MOST_THREADS);
         let crew = Crew {
             line: self,
-            feed: Mutex::new((pieces, 0)),
+            feed: Mutex::new((pieces.peekable(), 0)),
+            takes_preparing,
             prepare,
             deliver,
             queue: Mutex::new(Queue {
@@ -72,10 +77,11 @@ impl Line<'_> {
 }
 
 /// Those who work at a line, and what they share.
-struct Crew<'a, I, P, S, Prepare, Deliver> {
+struct Crew<'a, I: Iterator, P, S, Takes, Prepare, Deliver> {
     line: &'a Line<'a>,
     /// The pieces that are to come, and the number of the next.
-    feed: Mutex<(I, u64)>,
+    feed: Mutex<(Peekable<I>, u64)>,
+    takes_preparing: Takes,
     prepare: Prepare,
     deliver: Deliver,
     queue: Mutex<Queue<P, S>>,
@@ -94,15 +100,17 @@ struct Queue<P, S> {
     error: Option<Error>,
 }
 
-impl<I, P, S, Prepare, Deliver> Crew<'_, I, P, S, Prepare, Deliver>
+impl<I, P, S, Takes, Prepare, Deliver> Crew<'_, I, P, S, Takes, Prepare, Deliver>
 where
     I: Iterator<Item = Result<P>> + Send,
     P: Send,
     S: Send,
+    Takes: Fn(&P) -> bool + Sync,
     Prepare: Fn(&P, &mut S) -> Result<()> + Sync,
     Deliver: Fn(&P, &mut S) -> Result<Next> + Sync,
 {
-    /// Works until nothing is left, and has up to so many `others` do so too: each joins when the one before it has found work.
+    /// Works until nothing is left, and has up to so many `others` do so too: each joins when the one before it has found work that is worth
+    /// it.
     fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, others: usize) {
         let mut others = others;
         while let Some(mut state) = self.idle_state() {
@@ -115,8 +123,10 @@ where
                 break;
             };
             feed.1 = number.saturating_add(1);
+            let takes_preparing = piece.as_ref().is_ok_and(&self.takes_preparing);
+            let worth_it = others > 0 && takes_preparing && feed.0.peek().is_some();
             drop(feed);
-            if let Some(left) = others.checked_sub(1) {
+            if let Some(left) = others.checked_sub(1).filter(|_| worth_it) {
                 // One thread fewer is no failure: this one works too.
                 let _ = std::thread::Builder::new().spawn_scoped(scope, move || self.work(scope, left));
                 others = 0;
@@ -219,6 +229,7 @@ mod tests {
             line(threads)
                 .run(
                     (0..100_u64).map(Ok),
+                    |_| true,
                     |piece, state: &mut u64| {
                         std::thread::sleep(std::time::Duration::from_micros((100 - piece) % 7 * 50));
                         *state = *piece;
@@ -236,6 +247,7 @@ mod tests {
             let delivered = Mutex::new(Vec::new());
             let failed = line(threads).run(
                 (0..100_u64).map(Ok),
+                |_| true,
                 |piece, (): &mut ()| match piece {
                     50 => Err(Error::new(ErrorKind::Io, "fifty")),
                     _ => Ok(()),
@@ -248,5 +260,32 @@ mod tests {
             assert_eq!(failed.unwrap_err().message(), "fifty");
             assert_eq!(*delivered.lock().unwrap(), (0..50).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn nobody_comes_to_help_where_nothing_takes_preparing_or_nothing_is_left() {
+        let run = |pieces: u64, takes_preparing: bool| {
+            let seen = Mutex::new(Vec::new());
+            let prepare = |_: &u64, (): &mut ()| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                lock(&seen).push(std::thread::current().id());
+                Ok(())
+            };
+            line(4)
+                .run(
+                    (0..pieces).map(Ok),
+                    |_| takes_preparing,
+                    prepare,
+                    |_, ()| Ok(Next::Go),
+                )
+                .unwrap();
+            let mut seen = seen.into_inner().unwrap();
+            assert_eq!(seen.len() as u64, pieces);
+            seen.retain(|id| *id != std::thread::current().id());
+            seen.len()
+        };
+        assert_eq!(run(50, false), 0);
+        assert_eq!(run(1, true), 0);
+        assert!(run(50, true) > 0);
     }
 }
