@@ -256,7 +256,7 @@ impl Plan {
                     }
                     Publish::Complete => {
                         let part = part_of(path);
-                        create.execute_at(&part, Existing::Overwrite)?;
+                        create.execute_unsynced_at(&part, Existing::Overwrite)?;
                         let filled = self
                             .fill(&part, observer)
                             .and_then(|()| create::refuse_existing(path, Existing::Refuse))
@@ -387,7 +387,8 @@ impl Plan {
         }
         target.disk.flush()?;
         if let Some(writable) = target.writable {
-            writable.finish()?;
+            // Also what made it, if nothing has been written to it since.
+            writable.finish()?.flush()?;
         }
         Ok(())
     }

@@ -214,15 +214,25 @@ impl Plan {
 
     /// Creates the files. What fails half-way leaves nothing behind.
     pub fn execute(&self) -> Result<()> {
-        self.execute_at(&self.path, self.existing)
+        self.create(&self.path, self.existing, Durable::Yes)
     }
 
-    /// Creates the image under another name of the same folder.
-    pub(super) fn execute_at(&self, path: &Path, existing: Existing) -> Result<()> {
+    /// The same, and leaves it to the caller to make the image and its name durable, if they are to be: what is filled next is flushed when it is
+    /// full.
+    pub fn execute_unsynced(&self) -> Result<()> {
+        self.create(&self.path, self.existing, Durable::ByTheCaller)
+    }
+
+    /// The same under another name of the same folder.
+    pub(super) fn execute_unsynced_at(&self, path: &Path, existing: Existing) -> Result<()> {
+        self.create(path, existing, Durable::ByTheCaller)
+    }
+
+    fn create(&self, path: &Path, existing: Existing, durable: Durable) -> Result<()> {
         let mut created = Created(Vec::new());
         let data_file = match &self.data_file {
             Some(path) => {
-                let file = create_file(path, self.size, &[], self.existing, &mut created)?;
+                let file = create_file(path, self.size, &[], self.existing, &mut created, Durable::Yes)?;
                 allocated::first_block(&file, self.size)?;
                 Some(file)
             }
@@ -230,12 +240,13 @@ impl Plan {
         };
         match &self.image {
             Some(image) => {
-                let file = create_file(path, image.len, &image.writes, existing, &mut created)?;
+                let file = create_file(path, image.len, &image.writes, existing, &mut created, durable)?;
                 self.preallocate(file, data_file, image)?;
             }
             None => {
-                let file = create_file(path, self.size, &[], existing, &mut created)?;
+                let file = create_file(path, self.size, &[], existing, &mut created, durable)?;
                 fill(&file, self.size, self.preallocation)?;
+                durable.flush(&file)?;
             }
         }
         created.0.clear();
@@ -276,7 +287,7 @@ fn fill(file: &LocalFile, size: u64, preallocation: Preallocation) -> Result<()>
         Preallocation::Falloc => file.allocate(0, size)?,
         Preallocation::Full => allocated::write_zeros(file, 0, size)?,
     }
-    Ok(file.flush()?)
+    Ok(())
 }
 
 impl fmt::Display for Plan {
@@ -304,6 +315,22 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Who sees to it that a new image is durable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Yes,
+    ByTheCaller,
+}
+
+impl Durable {
+    fn flush(self, file: &LocalFile) -> Result<()> {
+        match self {
+            Self::Yes => Ok(file.flush()?),
+            Self::ByTheCaller => Ok(()),
+        }
+    }
+}
+
 /// Files made so far, removed again unless all goes well.
 struct Created(Vec<PathBuf>);
 
@@ -322,6 +349,7 @@ fn create_file(
     writes: &[(u64, Vec<u8>)],
     existing: Existing,
     created: &mut Created,
+    durable: Durable,
 ) -> Result<LocalFile> {
     let overwrite = existing == Existing::Overwrite;
     let was_there = path.symlink_metadata().is_ok();
@@ -343,12 +371,14 @@ fn create_file(
     // The header comes last, and only once the rest is durable.
     for (offset, bytes) in writes {
         if *offset == 0 {
-            file.flush()?;
+            durable.flush(&file)?;
         }
         file.write_all_at(bytes, *offset)?;
     }
-    file.flush()?;
-    sync_directory_of(path)?;
+    if durable == Durable::Yes {
+        file.flush()?;
+        sync_directory_of(path)?;
+    }
     Ok(file)
 }
 

@@ -257,6 +257,15 @@ impl Vetted {
 
     /// Makes it. An error is what follows the name.
     pub fn make(&self) -> Result<(), String> {
+        self.make_by(create::Plan::execute)
+    }
+
+    /// The same, of which nothing is made durable.
+    pub fn make_unsynced(&self) -> Result<(), String> {
+        self.make_by(create::Plan::execute_unsynced)
+    }
+
+    fn make_by(&self, execute: impl Fn(&create::Plan) -> catena::Result<()>) -> Result<(), String> {
         can_create(self.path())?;
         let (kind, preallocation) = self.kind()?;
         let is_tables = matches!(kind, Kind::Qcow2(_)) && preallocation == Preallocation::Off;
@@ -268,7 +277,7 @@ impl Vetted {
             preallocation,
         };
         let plan = create::plan(&request, &Policy::qemu()).map_err(|failed| self.explain(&failed))?;
-        plan.execute().map_err(|failed| match failed.kind() {
+        execute(&plan).map_err(|failed| match failed.kind() {
             ErrorKind::NoSpace => format!("{}{}", self.no_space(preallocation), errno::word(&failed)),
             _ => self.explain(&failed),
         })?;

@@ -18,7 +18,11 @@ const VM_STATE_LIMIT: u64 = i32::MAX as u64;
 /// The first fault that QEMU would report.
 pub fn fault(file: &LocalFile, write: bool, check: bool) -> Option<String> {
     let bytes = StorageBytes::new(file).ok()?;
-    let area = bytes.read_some(0, 2 << 20).ok()?;
+    let start = bytes.read_some(0, 24).ok()?;
+    let (least, most) = limits::QCOW2_CLUSTER_BITS.into_inner();
+    let bits = Fields { area: &start }.u32(20).clamp(least, most);
+    // All of it lies in the first cluster.
+    let area = bytes.read_some(0, 1 << bits).ok()?;
     Fields { area: &area }.fault(write, check)
 }
 

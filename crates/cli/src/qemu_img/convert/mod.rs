@@ -124,10 +124,10 @@ impl Conversion<'_> {
         if said.compressed && opened.driver() != "qcow2" {
             return Err(error("Compression not supported for this file format"));
         }
-        let target = match said.cache.as_deref() {
-            // What can be made again need not be durable when it is done, as QEMU has it unless told otherwise.
-            None | Some("unsafe") => OpenTarget::open_unsynced(&opened)?,
-            Some(_) => OpenTarget::open(&opened)?,
+        let target = if self.is_synced() {
+            OpenTarget::open(&opened)?
+        } else {
+            OpenTarget::open_unsynced(&opened)?
         };
         if new.is_none() && target.disk.size() < size {
             return Err(error("output file is smaller than input file"));
@@ -143,6 +143,11 @@ impl Conversion<'_> {
         copied?;
         self.percent.complete();
         Ok(0)
+    }
+
+    /// Whether the target is durable when it is done: what can be made again need not be, as QEMU has it unless told otherwise.
+    fn is_synced(&self) -> bool {
+        !matches!(self.said.cache.as_deref(), None | Some("unsafe"))
     }
 
     fn open_sources(&self) -> Result<Vec<Opened>> {
@@ -192,7 +197,12 @@ impl Conversion<'_> {
 
     fn create(&self, new: &Vetted) -> Result<()> {
         let format = self.said.target_format().unwrap_or("raw");
-        new.make().map_err(|text| {
+        let made = if self.is_synced() {
+            new.make()
+        } else {
+            new.make_unsynced()
+        };
+        made.map_err(|text| {
             error(format!(
                 "{}: error while converting {format}: {text}",
                 self.target
