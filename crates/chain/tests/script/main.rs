@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod headers;
 mod housekeeping;
 mod journals;
 mod lab;

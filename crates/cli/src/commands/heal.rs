@@ -1,14 +1,17 @@
 //! `catena heal`: find what images have lost, and have them record where it is.
 
+use super::forest;
+use super::operation::{Manner, Operation};
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::PolicyArgs;
 use crate::text::printable;
-use catena::ops::heal::{self, By, Candidate, Evidence, Missing, Need, Request};
-use clap::ValueEnum;
+use catena::ops::Observer;
+use catena::ops::heal::{self, By, Candidate, Evidence, Missing, Need, Plan, Request};
+use catena::{Error, Policy};
 use serde::Serialize;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -72,15 +75,6 @@ pub struct Args {
     policy: PolicyArgs,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line for each
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
-}
-
 #[derive(Serialize)]
 struct Answer {
     missing: Vec<Shown>,
@@ -138,7 +132,7 @@ impl Weighed {
 }
 
 impl Shown {
-    fn of(missing: &Missing, outcome: Option<catena::Result<()>>) -> Self {
+    fn of(missing: &Missing, outcome: Option<&catena::Result<()>>) -> Self {
         let shown = |path: &PathBuf| path.display().to_string();
         let weighed = |one: &Candidate| Weighed::of(&one.path, &one.evidence);
         Self {
@@ -164,7 +158,7 @@ impl Shown {
                 .collect(),
             users: missing.users.clone(),
             mended: matches!(outcome, Some(Ok(()))),
-            error: outcome.and_then(Result::err).map(|error| error.full()),
+            error: { outcome.and_then(|outcome| outcome.as_ref().err()) }.map(Error::full),
         }
     }
 }
@@ -177,46 +171,80 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         search: args.search.clone(),
         by_name: args.by_name,
     };
-    let plan = heal::plan(&request, &policy, &Progress::quiet())?;
-    for error in &plan.errors {
-        let _ = writeln!(
-            anstream::stderr(),
-            "catena: {error}; what lies there is not known"
-        );
+    let manner = Manner {
+        verb: "mending",
+        policy: &policy,
+        dry_run: !args.yes,
+        quiet: false,
+        output: args.output,
+    };
+    let begun = manner.finish_first(heal::unfinished(&request)?)?;
+    manner.perform(begun, || {
+        let plan = heal::plan(&request, &policy, &Progress::quiet())?;
+        forest::warn(&plan.errors);
+        let outcomes = plan.missing().iter().map(|_| None).collect();
+        Ok(Healing {
+            plan,
+            by_name: args.by_name,
+            outcomes,
+        })
+    })
+}
+
+/// What is missing, and what became of each.
+struct Healing {
+    plan: Plan,
+    by_name: bool,
+    outcomes: Vec<Option<catena::Result<()>>>,
+}
+
+impl Healing {
+    fn shown(&self) -> Vec<Shown> {
+        { self.plan.missing().iter().zip(&self.outcomes) }
+            .map(|(missing, outcome)| Shown::of(missing, outcome.as_ref()))
+            .collect()
     }
-    let outcomes = if args.yes {
-        plan.execute()
-    } else {
-        plan.missing().iter().map(|_| None).collect()
-    };
-    let shown: Vec<_> = { plan.missing().iter().zip(outcomes) }
-        .map(|(missing, outcome)| Shown::of(missing, outcome))
-        .collect();
-    let status = match () {
-        () if shown.iter().all(|one| one.mended) => ExitCode::SUCCESS,
-        () if args.yes => ExitCode::FAILURE,
-        () => ExitCode::from(MISSING),
-    };
-    let mut out = output::stdout();
-    match args.output {
-        Output::Human => {
-            for (missing, shown) in plan.missing().iter().zip(&shown) {
-                let what = match (&shown.error, shown.mended) {
-                    (Some(error), _) => format!("; not mended: {error}"),
-                    (None, true) => "; mended".to_owned(),
-                    (None, false) if shown.by == Some("name") && !args.by_name => {
-                        "; --by-name takes it".to_owned()
-                    }
-                    (None, false) => String::new(),
-                };
-                writeln!(out, "{}", printable(&format!("{missing}{what}")))?;
-            }
-            if shown.is_empty() {
-                writeln!(out, "nothing is missing")?;
-            }
+}
+
+impl Operation for Healing {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        self.outcomes = self.plan.execute(policy, observer)?;
+        Ok(())
+    }
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        let shown = self.shown();
+        for (missing, shown) in self.plan.missing().iter().zip(&shown) {
+            let what = match (&shown.error, shown.mended) {
+                (Some(error), _) => format!("; not mended: {error}"),
+                (None, true) => "; mended".to_owned(),
+                (None, false) if shown.by == Some("name") && !self.by_name => {
+                    "; --by-name takes it".to_owned()
+                }
+                (None, false) => String::new(),
+            };
+            writeln!(out, "{}", printable(&format!("{missing}{what}")))?;
         }
-        Output::Json => output::json(&Answer { missing: shown }, &mut out)?,
+        if shown.is_empty() {
+            writeln!(out, "nothing is missing")?;
+        }
+        Ok(())
     }
-    out.flush()?;
-    Ok(status)
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        output::json(
+            &Answer {
+                missing: self.shown(),
+            },
+            &mut out,
+        )
+    }
+
+    fn status(&self, done: bool) -> ExitCode {
+        match done {
+            _ if self.shown().iter().all(|one| one.mended) => ExitCode::SUCCESS,
+            true => ExitCode::FAILURE,
+            false => ExitCode::from(MISSING),
+        }
+    }
 }

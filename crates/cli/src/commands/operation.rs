@@ -72,8 +72,15 @@ impl Manner<'_> {
         Ok(operation.status(done))
     }
 
-    /// Finishes what was cut off, and tells nothing.
-    pub fn resume(&self, journal: Journal) -> Result<(), CommandError> {
+    /// Finishes what was cut off before a command that then finds what else there is to do. A dry run only tells it.
+    pub fn finish_first(&self, begun: Option<Journal>) -> Result<Option<Journal>, CommandError> {
+        match begun {
+            Some(journal) if !self.dry_run => self.resume(journal).map(|()| None),
+            begun => Ok(begun),
+        }
+    }
+
+    fn resume(&self, journal: Journal) -> Result<(), CommandError> {
         let progress = self.progress();
         let finished = journal.resume(Direction::Finish, self.policy, &progress);
         Ok(finished.map_err(stopped)?)

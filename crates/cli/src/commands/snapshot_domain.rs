@@ -57,9 +57,9 @@ pub fn run(args: &DomainArgs) -> Result<ExitCode, CommandError> {
     let mut manner = args.change.manner("taking a snapshot", &policy, Output::Human);
     // The document is no report.
     manner.quiet &= manner.dry_run || home != Home::Stdout;
-    if !matches!(home, Home::File(_)) && !manner.dry_run {
+    if !matches!(home, Home::File(_)) {
         // The document is not in it.
-        begun.take().map_or(Ok(()), |journal| manner.resume(journal))?;
+        begun = manner.finish_first(begun)?;
     }
     manner.perform(begun, || plan(&document, &snapshot, home, &journal, &policy))
 }

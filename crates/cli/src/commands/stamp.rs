@@ -1,16 +1,16 @@
 //! `catena stamp`: have overlays know what they stand on, and hold them against it.
 
-use super::change::{ChangeArgs, stopped};
+use super::change::ChangeArgs;
+use super::operation::Operation;
 use crate::error::CommandError;
-use crate::output;
+use crate::output::{self, Output};
 use crate::target::{PolicyArgs, parse_format};
 use crate::text::printable;
 use catena::ops::Observer;
-use catena::ops::stamp::{self, Action, Overlay, Request};
+use catena::ops::stamp::{self, Action, Overlay, Plan, Request};
 use catena::{Format, Policy, Stamped, Start};
-use clap::ValueEnum;
 use serde::Serialize;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -68,15 +68,6 @@ pub struct Args {
     change: ChangeArgs,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line for each overlay
-    #[default]
-    Human,
-    /// An object, as docs/json.md describes it
-    Json,
-}
-
 #[derive(Serialize)]
 struct Answer {
     overlays: Vec<Shown>,
@@ -95,7 +86,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(overlay: &Overlay, view: Option<bool>, written: bool) -> Self {
+    fn of(overlay: &Overlay, view: Option<bool>) -> Self {
         let (stamped, detail) = words(&overlay.stamped);
         let stamp = overlay.stamp.as_ref();
         Self {
@@ -106,7 +97,7 @@ impl Shown {
             taken: stamp.map(|stamp| stamp.taken),
             full: stamp.is_some_and(|stamp| stamp.view.is_some()),
             view,
-            written,
+            written: overlay.written,
         }
     }
 
@@ -146,37 +137,38 @@ pub fn words(stamped: &Stamped) -> (&'static str, Option<String>) {
 /// Stamps, or checks.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.policy.load()?;
-    let progress = args.change.progress("digesting");
     if args.check {
-        return check(args, &policy, &progress);
+        return check(args, &policy, &args.change.progress("digesting"));
     }
-    let action = match args.remove {
-        true => Action::Remove,
-        false => Action::Give { full: args.full },
+    let starts = args.images.iter().map(|image| Start::at(image, args.format));
+    let request = Request {
+        images: starts.collect(),
+        chain: args.chain,
+        action: match args.remove {
+            true => Action::Remove,
+            false => Action::Give { full: args.full },
+        },
     };
-    let mut shown = Vec::new();
-    for image in &args.images {
-        let request = Request {
-            start: Start::at(image, args.format),
-            chain: args.chain,
-            action,
-        };
-        let plan = stamp::plan(&request, &policy)?;
-        if !args.change.is_dry_run() {
-            plan.execute(&progress).map_err(stopped)?;
-        }
-        if args.output == Output::Human && !args.change.is_quiet() {
-            let mut out = output::stdout();
-            for line in plan.to_string().lines() {
-                writeln!(out, "{}", printable(line))?;
-            }
-            out.flush()?;
-        }
-        let overlays = plan.overlays().iter();
-        shown.extend(overlays.map(|overlay| Shown::of(overlay, None, plan.writes(overlay))));
+    let manner = args.change.manner("digesting", &policy, args.output);
+    let begun = stamp::unfinished(&request)?;
+    manner.perform(begun, || Ok(stamp::plan(&request, &policy)?))
+}
+
+impl Operation for Plan {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        Plan::execute(self, policy, observer)
     }
-    print_json(args, shown)?;
-    Ok(ExitCode::SUCCESS)
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        let lines = self.to_string();
+        { lines.lines() }.try_for_each(|line| writeln!(out, "{}", printable(line)))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let overlays = { self.overlays().iter() }.map(|overlay| Shown::of(overlay, None));
+        let overlays = overlays.collect();
+        output::json(&Answer { overlays }, &mut out)
+    }
 }
 
 fn check(args: &Args, policy: &Policy, observer: &dyn Observer) -> Result<ExitCode, CommandError> {
@@ -188,7 +180,7 @@ fn check(args: &Args, policy: &Policy, observer: &dyn Observer) -> Result<ExitCo
                 true => stamp::compare_view(&chain, overlay, observer)?,
                 false => None,
             };
-            shown.push(Shown::of(overlay, view, false));
+            shown.push(Shown::of(overlay, view));
         }
     }
     if args.output == Output::Human && !args.change.is_quiet() {
@@ -212,15 +204,10 @@ fn check(args: &Args, policy: &Policy, observer: &dyn Observer) -> Result<ExitCo
         }
         () => ExitCode::SUCCESS,
     };
-    print_json(args, shown)?;
-    Ok(status)
-}
-
-fn print_json(args: &Args, overlays: Vec<Shown>) -> Result<(), CommandError> {
-    if args.output == Output::Json {
+    if args.output == Output::Json && !args.change.is_quiet() {
         let mut out = output::stdout();
-        output::json(&Answer { overlays }, &mut out)?;
+        output::json(&Answer { overlays: shown }, &mut out)?;
         out.flush()?;
     }
-    Ok(())
+    Ok(status)
 }

@@ -45,7 +45,7 @@ pub struct Stamp {
 
 impl Stamp {
     /// Reads the extension's data; `None` where it is not of the form that is known.
-    pub(super) fn parse(data: &[u8]) -> Option<Self> {
+    pub fn parse(data: &[u8]) -> Option<Self> {
         let raw = raw::Stamp::ref_from_bytes(data).ok()?;
         let stamp = Self {
             virtual_size: raw.virtual_size.get(),
@@ -63,7 +63,7 @@ impl Stamp {
     }
 
     /// The extension's data.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         raw::Stamp {
             version: VERSION.into(),
             flags: if self.view.is_some() { HAS_VIEW } else { 0 }.into(),

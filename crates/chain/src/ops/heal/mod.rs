@@ -3,17 +3,20 @@
 //! What is missing is looked for in the folders that the caller names, and nowhere else. An image that has the fingerprint of the
 //! overlay's stamp is certainly it, or of one that stood on the same file. Without stamps, one of its name, format and a size that
 //! fits is taken where the overlay holds what it copied of it ([`Content`]), and else only if the caller says so; of others it is only
-//! told, with what speaks for them. A header change is all that is ever done, one image at a time, and what was relative stays so.
+//! told, with what speaks for them. Header changes are all that is ever done, each with the old
+//! reference or the new one at every instant, and what was relative stays so.
 
 mod seek;
 mod weigh;
 
 pub use weigh::Content;
 
+use super::folder_of;
 use super::observer::Observer;
-use super::script::{self, Recorded};
+use super::script::{Journal, Recorded, Script, Step, interrupted};
 use crate::chain::Link;
 use crate::forest::{Forest, Image, Search, To};
+use crate::open::in_use;
 use crate::policy::Policy;
 use crate::reference::{Reading, Reference};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
@@ -159,6 +162,8 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Plan {
     missing: Vec<Missing>,
+    home: PathBuf,
+    words: String,
     /// Folders that could not be looked into.
     pub errors: Vec<Error>,
 }
@@ -210,7 +215,59 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
     for (missing, holders) in missing.iter_mut().zip(holders) {
         missing.users = holders.iter().map(ToString::to_string).collect();
     }
-    Ok(Plan { missing, errors })
+    follow_each_other(&mut missing);
+    Ok(Plan {
+        missing,
+        home: home(request),
+        words: words(request),
+        errors,
+    })
+}
+
+/// Has the second change of an image begin with what the first one leaves.
+fn follow_each_other(missing: &mut [Missing]) {
+    let mut last: Option<(PathBuf, Recorded)> = None;
+    for Missing {
+        image, need, change, ..
+    } in missing
+    {
+        let Some(change) = change else { continue };
+        if let Some((_, recorded)) = last.take().filter(|(other, _)| other == image) {
+            let to = std::mem::replace(&mut change.to, recorded.clone());
+            match need {
+                Need::Backing => change.to.backing = to.backing,
+                Need::DataFile => change.to.data_file = to.data_file,
+            }
+            change.from = recorded;
+        }
+        last = Some((image.clone(), change.to.clone()));
+    }
+}
+
+const OPERATION: &str = "heal";
+
+fn words(request: &Request) -> String {
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let all = |paths: &[PathBuf]| Vec::from_iter(paths.iter().map(absolute));
+    let (places, search) = (all(&request.places), all(&request.search));
+    format!("{places:?} {search:?} {}", request.by_name)
+}
+
+/// Where the journal is: in the first place, or beside it.
+fn home(request: &Request) -> PathBuf {
+    let first = request.places.first().map_or(Path::new("."), PathBuf::as_path);
+    match first.is_dir() {
+        true => first.to_owned(),
+        false => folder_of(first),
+    }
+}
+
+/// The journal of the same that was cut off.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] while it runs.
+pub fn unfinished(request: &Request) -> Result<Option<Journal>> {
+    interrupted(&[home(request)], OPERATION, &words(request))
 }
 
 fn read_header(image: &Image) -> Result<Header> {
@@ -273,14 +330,40 @@ impl Plan {
         &self.missing
     }
 
-    /// Has every image record what was decided for it, each under a lock that excludes every other user. One that cannot be changed
-    /// does not keep the others from it: what became of each stands in the order of [`Plan::missing`], `None` where nothing was decided.
-    pub fn execute(&self) -> Vec<Option<Result<()>>> {
-        let heal = |missing: &Missing| {
-            let change = missing.change.as_ref()?;
-            Some(script::record(&missing.image, &change.from, &change.to))
-        };
-        self.missing.iter().map(heal).collect()
+    /// Has every image record what was decided for it, each under a lock that excludes every other user. One that somebody uses, or that may
+    /// not be written, does not keep the others from it: what became of each stands in the order of [`Plan::missing`], `None` where nothing
+    /// was decided.
+    pub fn execute(&self, policy: &Policy, observer: &dyn Observer) -> Result<Vec<Option<Result<()>>>> {
+        let mut script = Script::new(OPERATION, &self.words);
+        let mut outcomes = Vec::new();
+        for Missing { image, change, .. } in &self.missing {
+            let outcome = change.as_ref().map(|Change { from, to }| {
+                check_free(image)?;
+                let image = std::path::absolute(image)
+                    .map_err(|error| catena_storage::Error::from_io(error, "find").with_path(image))?;
+                script.steps.push(Step::Relink {
+                    image,
+                    from: from.clone(),
+                    to: to.clone(),
+                });
+                Ok(())
+            });
+            outcomes.push(outcome);
+        }
+        script.execute(&self.home, policy, observer)?;
+        Ok(outcomes)
+    }
+}
+
+/// Whether an image may be written, and nobody uses it.
+fn check_free(image: &Path) -> Result<()> {
+    let options = OpenOptions::new().write(true).lock(LockMode::Write);
+    match LocalFile::open(image, &options) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(in_use(
+            error.into(),
+            "stop it first: an image in use is not written",
+        )),
     }
 }
 

@@ -4,6 +4,7 @@
 //! stands in the journal before the first one is. From then on a name whose part is gone is that of an image made here, and any other
 //! is somebody else's.
 
+use super::digits::Digits;
 use super::files::{failed, is_regular, part_among};
 use crate::detect::{Start, detect};
 use crate::open::in_use;
@@ -17,7 +18,7 @@ use catena_format::qcow2::{Header, NewImage};
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage, sync_directory_of};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, openat, syncfs, unlinkat};
 use rustix::io::Errno;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -40,11 +41,10 @@ pub struct Blank {
 }
 
 /// Bytes and where they are.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
     at: u64,
-    #[serde(serialize_with = "as_digits", deserialize_with = "of_digits")]
-    bytes: Vec<u8>,
+    bytes: Digits,
 }
 
 impl Blank {
@@ -52,7 +52,7 @@ impl Blank {
     pub(in crate::ops) fn of(image: &NewImage, names: Vec<PathBuf>, like: Option<PathBuf>) -> Self {
         let trimmed = |(at, bytes): &(u64, Vec<u8>)| {
             let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
-            let bytes = bytes.get(..end).unwrap_or_default().to_vec();
+            let bytes = Digits(bytes.get(..end).unwrap_or_default().to_vec());
             (end > 0).then_some(Piece { at: *at, bytes })
         };
         Self {
@@ -66,7 +66,11 @@ impl Blank {
     /// The whole of such a file.
     pub(in crate::ops) fn bytes(&self) -> Vec<u8> {
         let mut whole = vec![0; usize::try_from(self.len).unwrap_or_default()];
-        for Piece { at, bytes } in &self.writes {
+        for Piece {
+            at,
+            bytes: Digits(bytes),
+        } in &self.writes
+        {
             let start = usize::try_from(*at).unwrap_or(usize::MAX);
             let place = start.checked_add(bytes.len());
             if let Some(place) = place.and_then(|end| whole.get_mut(start..end)) {
@@ -104,12 +108,6 @@ impl Blank {
         }
         let message = "it was written since it was decided what stands on it";
         Err(Error::new(ErrorKind::BaseChanged, message).with_path(base.name()))
-    }
-}
-
-impl fmt::Debug for Piece {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes at {}", self.bytes.len(), self.at)
     }
 }
 
@@ -273,7 +271,11 @@ impl One<'_> {
                 .map_err(|error| catena_storage::Error::from_io(error.into(), "write to").with_path(part))?;
         }
         file.set_len(self.blank.len)?;
-        for Piece { at, bytes } in &self.blank.writes {
+        for Piece {
+            at,
+            bytes: Digits(bytes),
+        } in &self.blank.writes
+        {
             file.write_all_at(bytes, *at)?;
         }
         if durably {
@@ -342,20 +344,4 @@ fn sync_file_system_of(path: &Path) -> Result<()> {
     openat(CWD, folder, flags, Mode::empty())
         .and_then(syncfs)
         .map_err(|error| failed(error, "flush", folder))
-}
-
-fn as_digits<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    serializer.serialize_str(&digits)
-}
-
-fn of_digits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    let digits = String::deserialize(deserializer)?;
-    let pairs = digits.as_bytes().chunks(2);
-    pairs
-        .map(|pair| {
-            u8::from_str_radix(std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?, 16).ok()
-        })
-        .collect::<Option<_>>()
-        .ok_or_else(|| serde::de::Error::custom("bytes are pairs of hexadecimal digits"))
 }

@@ -9,6 +9,7 @@
 
 mod blank;
 mod copy;
+mod digits;
 mod files;
 mod journal;
 mod recorded;
@@ -17,6 +18,7 @@ mod step;
 
 pub use blank::{Blank, Piece};
 pub(super) use copy::keep_attributes;
+pub use digits::Digits;
 pub use files::{FileId, is_part};
 pub(super) use files::{remove, rename_over, set_modified};
 pub use journal::{Journal, find};
@@ -24,10 +26,10 @@ pub use recorded::Recorded;
 pub use step::Step;
 
 use super::observer::Observer;
+use super::stamp;
 use crate::policy::Policy;
 use catena_engine::{Error, ErrorKind, Result};
 use run::Run;
-pub(super) use run::relink as record;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt;
@@ -74,10 +76,14 @@ impl Script {
     /// [`ErrorKind::Conflict`] or [`ErrorKind::Locked`] where another script is at the same files, or was left there; else those of the
     /// steps. What was done by then stays, with the journal, unless that is nothing; the hint says how to go on.
     pub fn execute(&self, home: &Path, policy: &Policy, observer: &dyn Observer) -> Result<()> {
-        if self.is_empty() {
-            return Ok(());
-        }
         observer.check()?;
+        match self.steps.as_slice() {
+            [] => return Ok(()),
+            // One change of one header is there or is not: of such a step alone there is nothing to be taken up.
+            [Step::Relink { image, from, to }] => return run::relink(image, from, to),
+            [Step::Stamp { image, action, .. }] => return stamp::write(image, *action, policy, observer),
+            _ => {}
+        }
         let home = std::fs::canonicalize(home)
             .map_err(|error| Error::from(catena_storage::Error::from_io(error, "find").with_path(home)))?;
         let journal = Journal::create(&home, self)?;

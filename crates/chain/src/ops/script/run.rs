@@ -9,7 +9,7 @@ use super::super::commit;
 use super::super::copy::Moving;
 use super::super::observer::{Observer, Silent};
 use super::super::replaced::Replacement;
-use super::super::stream;
+use super::super::{stamp, stream};
 use super::blank::{Blank, Making};
 use super::files::{self, FileId, Seen, another};
 use super::journal::{Copied, Journal};
@@ -190,6 +190,7 @@ impl<'a> Run<'a> {
             }),
             Step::Rename { from, to, file } => rename(from, to, *file),
             Step::Relink { image, from, to } => relink(image, from, to),
+            Step::Stamp { image, action, .. } => stamp::write(image, *action, self.policy, self.observer),
             Step::Expect { image, records } => match recorded(image)? {
                 now if now == *records => Ok(()),
                 now => Err(records_another(image, &now)),
@@ -267,6 +268,7 @@ impl<'a> Run<'a> {
                 }
                 relink(image, to, from)
             }
+            Step::Stamp { image, from, .. } => stamp::restore(image, from.as_ref()),
             // It shows what it did, and holds more of it itself.
             Step::Stream { .. } | Step::Expect { .. } => Ok(()),
             Step::Replace { file, from, to } => match self.replace(number, file, to, from) {

@@ -4,7 +4,9 @@
 //! neither. Every path is absolute.
 
 use super::super::commit::After;
+use super::super::stamp::Action;
 use super::blank::{self, Blank};
+use super::digits::Digits;
 use super::files::FileId;
 use super::recorded::Recorded;
 use serde::{Deserialize, Serialize};
@@ -77,6 +79,15 @@ pub enum Step {
         from: Recorded,
         /// What it shall record.
         to: Recorded,
+    },
+    /// What an overlay knows of its base, by its stamp: [`super::super::stamp`].
+    Stamp {
+        /// The overlay.
+        image: PathBuf,
+        /// The stamp that it has.
+        from: Option<Digits>,
+        /// What becomes of it.
+        action: Action,
     },
     /// Nothing is done, if a qcow2 image still records what it did when the script was written; else the script stops.
     Expect {
@@ -164,7 +175,9 @@ impl Step {
             | Self::Copy { from, to, .. }
             | Self::Rename { from, to, .. }
             | Self::Supplant { from, to, .. } => (from, Some(to), None),
-            Self::Relink { image, .. } | Self::Expect { image, .. } => (image, None, None),
+            Self::Relink { image, .. } | Self::Stamp { image, .. } | Self::Expect { image, .. } => {
+                (image, None, None)
+            }
             Self::Stream { image, base, .. } => (image, base.as_ref(), None),
             Self::Commit { image, top, base, .. } => (image, Some(top), Some(base)),
             Self::Replace { file, .. } => (file, None, None),
@@ -200,6 +213,12 @@ impl fmt::Display for Step {
             }
             Self::Rename { from, to, .. } => write!(f, "rename '{}' to '{}'", from.display(), to.display()),
             Self::Relink { image, to, .. } => write!(f, "have '{}' record {to}", image.display()),
+            Self::Stamp {
+                image,
+                action: Action::Give { .. },
+                ..
+            } => write!(f, "have '{}' know its base as it is", image.display()),
+            Self::Stamp { image, .. } => write!(f, "take the stamp of '{}' away", image.display()),
             Self::Expect { image, records } => {
                 write!(f, "see that '{}' records {records} still", image.display())
             }
