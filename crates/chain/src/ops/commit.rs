@@ -443,7 +443,7 @@ impl Plan {
         observer.check()?;
         for (file, (index, backing)) in relinked.iter().zip(&self.relinked) {
             let renewal = Renewal::anew(&self.chain, Some(self.layer(self.base)?));
-            set_backing(&**file, Some(backing), renewal)?;
+            set_backing(&**file, Some(backing), renewal, None)?;
             if self.after == After::Delete {
                 delete_files(self.layer(index + 1)?)?;
             }

@@ -8,7 +8,7 @@ use super::convert::copy_differences;
 use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::Observer;
 use super::pieces::bytes_to_copy;
-use super::relink::{NewBacking, changeable_header, check_no_loop, is_same_backing, resolve, set_backing_of};
+use super::relink::{NewBacking, changeable_header, check_no_loop, is_same_backing, resolve, set_backing};
 use super::view::{Pair, View};
 use crate::chain::{Chain, End, Layer, Link};
 use crate::detect::{Start, detect};
@@ -177,7 +177,7 @@ impl Plan {
             Held::Same(_) => Renewal::follow(&self.chain),
             Held::Compared { .. } => Renewal::anew(&self.chain, self.base.active()),
         };
-        set_backing_of(image, &*file, self.backing.as_ref(), renewal)
+        set_backing(&*file, self.backing.as_ref(), renewal, Some(image))
     }
 }
 

@@ -218,30 +218,20 @@ impl Plan {
     }
 }
 
-/// Rewrites what an open image records about its backing. The caller has locked it, and knows that the view stays.
+/// Rewrites what an open image records about its backing. The caller has locked it, and knows that the view stays; `rewritten` is the
+/// image where its data was rewritten for that.
 pub(super) fn set_backing(
     file: &dyn Storage,
     backing: Option<&NewBacking>,
     renewal: Renewal<'_>,
+    rewritten: Option<&Layer>,
 ) -> Result<()> {
     change_header(file, |old| {
         let mut new = changed(old, backing)?;
         renewal.apply(old, &mut new);
-        Ok(new)
-    })
-}
-
-/// The same of an image that was rewritten for it, and shows what it did.
-pub(super) fn set_backing_of(
-    image: &Layer,
-    file: &dyn Storage,
-    backing: Option<&NewBacking>,
-    renewal: Renewal<'_>,
-) -> Result<()> {
-    change_header(file, |old| {
-        let mut new = changed(old, backing)?;
-        renewal.apply(old, &mut new);
-        lineage::end(image, &mut new);
+        if let Some(image) = rewritten {
+            lineage::end(image, &mut new);
+        }
         Ok(new)
     })
 }

@@ -7,7 +7,7 @@ use super::choice::LayerChoice;
 use super::copy::{Copy, Moving, Zeros, goes_on_with_room};
 use super::observer::Observer;
 use super::pieces::{Piece, Pieces, What, bytes_to_copy, stretches};
-use super::relink::{NewBacking, changeable_header, reference_to, set_backing_of};
+use super::relink::{NewBacking, changeable_header, reference_to, set_backing};
 use super::script::set_modified;
 use super::view::View;
 use crate::chain::{Chain, Layer};
@@ -168,7 +168,7 @@ impl Plan {
         let file = writable.finish()?;
         observer.check()?;
         let renewal = Renewal::anew(&self.chain, self.chain.layers.get(self.kept));
-        set_backing_of(image, &*file, self.backing.as_ref(), renewal)?;
+        set_backing(&*file, self.backing.as_ref(), renewal, Some(image))?;
         match (self.dated, image.path()) {
             (Some((seconds, rest)), Some(path)) => set_modified(path, (seconds.saturating_add(1), rest)),
             _ => Ok(()),

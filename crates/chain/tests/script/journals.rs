@@ -172,6 +172,15 @@ fn only_one_of_two_scripts_about_the_same_files_goes_on() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Locked, "{}", error.full());
     assert!(interrupted(&[folder.path()], "move", "this").is_err());
+    // What is about other files is not kept from it.
+    assert!(interrupted(&[folder.path()], "move", "that").unwrap().is_none());
+    let mut other = Script::new("fork", "that");
+    other.steps.push(Step::Folder {
+        path: folder.file("other"),
+        like: None,
+    });
+    other.execute(folder.path(), &Policy::libvirt(), &Silent).unwrap();
+    std::fs::remove_dir(folder.file("other")).unwrap();
     drop(journal);
     assert!(interrupted(&[folder.path()], "move", "that").unwrap().is_none());
     let journal = interrupted(&[folder.path()], "move", "this").unwrap().unwrap();

@@ -157,19 +157,25 @@ impl Journal {
         Ok(sync_directory_of(&self.path)?)
     }
 
+    /// What one is about, also while it runs.
+    pub(super) fn script_in(path: &Path) -> Result<Script> {
+        let file = open_trusted(path, OFlags::RDONLY)?;
+        let mut bytes = Vec::new();
+        let read = file.take(MOST).read_to_end(&mut bytes);
+        read.map_err(|error| Error::from(catena_storage::Error::from_io(error, "read").with_path(path)))?;
+        let head = bytes.split_inclusive(|byte| *byte == b'\n').next();
+        let head = head.and_then(|head| serde_json::from_slice::<Head<Script>>(head).ok());
+        head.map(|head| head.script)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "it is no journal of this program").with_path(path))
+    }
+
     /// Opens and locks one that was left.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] while its operation runs; [`ErrorKind::Refused`] where somebody else could have written it;
     /// [`ErrorKind::NotFound`] where its operation has just ended; [`ErrorKind::Unsupported`] where another version of Catena wrote it.
     pub fn open(path: &Path) -> Result<Self> {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(CWD, path, flags, Mode::empty()).map_err(|error| match error {
-            Errno::LOOP => refused(path, "it is a symbolic link"),
-            error => failed(error, "open", path),
-        })?;
-        let file = File::from(file);
-        check_trust(&file, path)?;
+        let file = open_trusted(path, OFlags::RDWR)?;
         lock(&file, path)?;
         let mut file = Locked(file);
         let cannot = |error: std::io::Error| {
@@ -351,6 +357,18 @@ fn lock(file: &File, path: &Path) -> Result<()> {
         }
         Err(error) => Err(failed(error, "lock", path)),
     }
+}
+
+/// Opens one that nobody but this user can have written.
+fn open_trusted(path: &Path, access: OFlags) -> Result<File> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(CWD, path, flags, Mode::empty()).map_err(|error| match error {
+        Errno::LOOP => refused(path, "it is a symbolic link"),
+        error => failed(error, "open", path),
+    })?;
+    let file = File::from(file);
+    check_trust(&file, path)?;
+    Ok(file)
 }
 
 /// Whether nobody but this user can have written it.

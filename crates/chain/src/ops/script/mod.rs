@@ -99,20 +99,25 @@ impl Script {
     fn check_alone(&self, home: &Path, own: &Path) -> Result<()> {
         let ours: HashSet<&Path> = self.steps.iter().flat_map(Step::paths).collect();
         for path in find(&[home])?.iter().filter(|path| *path != own) {
-            let other = match Journal::open(path) {
-                Ok(other) if other.says_nothing() => {
+            // Gone meanwhile, none that we would believe, or one whose owner will find ours.
+            let Ok(theirs) = Journal::script_in(path) else {
+                if let Ok(other) = Journal::open(path)
+                    && other.says_nothing()
+                {
                     other.remove()?;
-                    continue;
                 }
-                Ok(other) => other,
-                Err(error) if error.kind() == ErrorKind::Locked => {
-                    return Err(error.with_hint("wait until it has ended"));
-                }
-                // Gone meanwhile, or none that we would believe.
-                Err(_) => continue,
+                continue;
             };
-            let mut theirs = other.script.steps.iter().flat_map(Step::paths);
+            let mut theirs = theirs.steps.iter().flat_map(Step::paths);
             if let Some(common) = theirs.find(|path| ours.contains(path)) {
+                let other = match Journal::open(path) {
+                    Ok(other) => other,
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    Err(error) if error.kind() == ErrorKind::Locked => {
+                        return Err(error.with_hint("wait until it has ended"));
+                    }
+                    Err(error) => return Err(error),
+                };
                 let message = format!(
                     "'{}' was begun on this and is not finished",
                     other.script.operation
@@ -132,10 +137,12 @@ impl Script {
 /// [`ErrorKind::Locked`] where it is running.
 pub fn interrupted(homes: &[impl AsRef<Path>], operation: &str, request: &str) -> Result<Option<Journal>> {
     for path in find(homes)? {
+        let script = Journal::script_in(&path);
+        if !script.is_ok_and(|script| script.operation == operation && script.request == request) {
+            continue;
+        }
         match Journal::open(&path) {
-            Ok(journal) if journal.script.operation == operation && journal.script.request == request => {
-                return Ok(Some(journal));
-            }
+            Ok(journal) => return Ok(Some(journal)),
             Err(error) if error.kind() == ErrorKind::Locked => {
                 return Err(error.with_hint("wait until it has ended"));
             }
