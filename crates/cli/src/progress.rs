@@ -5,7 +5,6 @@ use catena::ops::Observer;
 use catena::{Error, GuestOffset};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The status of a shell for a process that Ctrl-C ended.
@@ -16,8 +15,10 @@ const INTERRUPTED: i32 = 130;
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
-    stop: Arc<AtomicBool>,
 }
+
+/// Whether it is to stop. A process catches Ctrl-C once, whoever watches then.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 impl Progress {
     /// Begins to watch. `verb` says what is being done.
@@ -36,11 +37,9 @@ impl Progress {
     }
 
     fn on(bar: ProgressBar, verb: &'static str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
         // Where signals cannot be caught, Ctrl-C ends the process, as it would without us.
-        let _ = ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
+        let _ = ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::Relaxed) {
                 std::process::exit(INTERRUPTED);
             }
         });
@@ -50,7 +49,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Self { bar, stop }
+        Self { bar }
     }
 }
 
@@ -61,7 +60,7 @@ impl Observer for Progress {
     }
 
     fn cancelled(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        STOP.load(Ordering::Relaxed)
     }
 
     fn unreadable(&self, at: GuestOffset, why: &Error) {
