@@ -1,4 +1,4 @@
-//! An overlay over every active image below some folders: a snapshot of all disks at once.
+//! An overlay over every active image below some folders, or over images that are named: a snapshot of all disks at once.
 //!
 //! Active is an image on which nothing stands and which holds no other's data. A file that looks raw may be anything, so one is
 //! taken for a disk only where somebody says so. What is chosen here is made by [`overlays`](super::overlays), all or none.
@@ -20,11 +20,13 @@ pub const NAMES: &str = "{stem}.{name}.qcow2";
 pub struct Request {
     /// The folders, with everything below.
     pub folders: Vec<PathBuf>,
+    /// Images that get one, or nothing is done.
+    pub images: Vec<PathBuf>,
     /// The snapshot's name.
     pub name: String,
     /// The overlays' names: `{stem}` is the image's without its suffix, `{file}` the image's, `{name}` the snapshot's.
     pub names: String,
-    /// Files below the folders that are raw disks, whatever they look like.
+    /// Files that get one as well, since they are raw disks, whatever they look like.
     pub raw: Vec<PathBuf>,
 }
 
@@ -34,8 +36,9 @@ pub fn words(request: &Request) -> String {
     let all = |paths: &[PathBuf]| Vec::from_iter(paths.iter().map(absolute));
     let Request { name, names, .. } = request;
     format!(
-        "{name} {names} {:?} {:?}",
+        "{name} {names} {:?} {:?} {:?}",
         all(&request.folders),
+        all(&request.images),
         all(&request.raw)
     )
 }
@@ -54,17 +57,19 @@ pub struct Chosen {
 /// Chooses. Headers are read anew.
 ///
 /// # Errors
-/// [`ErrorKind::Conflict`] for names that are none, and for a file said to be a raw disk that is not among the active images.
+/// [`ErrorKind::Conflict`] for names that are none, and for an image that was named and can get no overlay.
 pub fn choose(request: &Request, policy: &Policy) -> Result<Chosen> {
-    let mut forest = Forest::grow(&Search::below(&request.folders), Some(policy), None);
+    let search = { Search::below(&request.folders) }
+        .and(&request.images, 0)
+        .and(&request.raw, 0);
+    let mut forest = Forest::grow(&search, Some(policy), None);
     let unknown = std::mem::take(&mut forest.errors);
     let mut raw = Vec::new();
     for path in &request.raw {
         let number = forest.find(path)?;
         let active = number.filter(|number| is_active(&forest, *number, request));
         raw.push(active.ok_or_else(|| {
-            let message = "it is not an image below the folders on which nothing stands";
-            Error::new(ErrorKind::Conflict, message).with_path(path)
+            Error::new(ErrorKind::Conflict, "it is not an image on which nothing stands").with_path(path)
         })?);
     }
     let mut chosen = Chosen {
@@ -92,12 +97,32 @@ pub fn choose(request: &Request, policy: &Policy) -> Result<Chosen> {
             }
         }
     }
+    for path in &request.images {
+        chosen.check_takes(path, &forest)?;
+    }
     chosen.overlays.sort_by(|a, b| a.base().cmp(b.base()));
     chosen.left_out.sort();
     Ok(chosen)
 }
 
 impl Chosen {
+    /// Refuses an image that was named and gets no overlay.
+    fn check_takes(&self, path: &Path, forest: &Forest) -> Result<()> {
+        let image = forest.find(path)?.and_then(|number| forest.images().get(number));
+        let refused = |message: &str| Error::new(ErrorKind::Conflict, message.to_owned()).with_path(path);
+        let image = image.ok_or_else(|| refused("it is no file and no block device"))?;
+        if { self.overlays.iter() }.any(|overlay| overlay.base() == image.path()) {
+            return Ok(());
+        }
+        let why = self.left_out.iter().find(|(left, _)| left == image.path());
+        Err(match why {
+            Some((_, why)) => refused(why),
+            None if image.is_needed() => refused("an image stands on it that is to get an overlay as well"),
+            None => refused("it looks raw, and a file that does may be anything")
+                .with_hint("if it is a raw disk, name it with --raw"),
+        })
+    }
+
     fn take(&mut self, image: &Image, format: Format, request: &Request) -> Result<()> {
         let name = name_of(image, request)?;
         self.overlays

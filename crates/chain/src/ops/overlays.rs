@@ -11,9 +11,9 @@ use crate::policy::Policy;
 use crate::reference::Source;
 use catena_engine::{Error, ErrorKind, Result};
 use catena_format::Format;
+use catena_format::qcow2::NewImage;
 use catena_storage::{LocalFile, LockMode, OpenOptions};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -138,6 +138,23 @@ impl Plan {
         self.script.is_empty()
     }
 
+    /// It in words, a line for each of what is made.
+    pub fn lines(&self) -> Vec<String> {
+        let made = |(path, image): (&Path, &NewImage)| {
+            let backing = image.header.backing.as_ref();
+            let name = backing
+                .map(|backing| String::from_utf8_lossy(&backing.name))
+                .unwrap_or_default();
+            format!("{}: a new overlay of '{name}'", path.display())
+        };
+        let mut lines: Vec<_> = self.together.missing().map(made).collect();
+        match self.together.there() {
+            0 => {}
+            there => lines.push(format!("{there} overlays are there already")),
+        }
+        lines
+    }
+
     /// The new files that are not there yet.
     pub fn missing(&self) -> impl Iterator<Item = &Path> {
         self.together.missing().map(|(path, _)| path)
@@ -157,26 +174,5 @@ impl Plan {
     /// Makes them. What fails or is stopped leaves none of them; what is killed is finished by [`super::script::interrupted`].
     pub fn execute(&self, policy: &Policy, observer: &dyn Observer) -> Result<()> {
         self.script.execute(&self.home, policy, observer)
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut lines: Vec<_> = self
-            .together
-            .missing()
-            .map(|(path, image)| {
-                let backing = image.header.backing.as_ref();
-                let name = backing
-                    .map(|backing| String::from_utf8_lossy(&backing.name))
-                    .unwrap_or_default();
-                format!("{}: a new overlay of '{name}'", path.display())
-            })
-            .collect();
-        match self.together.there() {
-            0 => {}
-            there => lines.push(format!("{there} overlays are there already")),
-        }
-        f.write_str(&lines.join("\n"))
     }
 }

@@ -68,7 +68,9 @@ impl ChangeArgs {
         }
         if !self.quiet {
             let mut out = output::stdout();
-            writeln!(out, "{}", text::printable(&plan.to_string()))?;
+            for line in plan.to_string().lines() {
+                writeln!(out, "{}", text::printable(line))?;
+            }
             out.flush()?;
         }
         Ok(ExitCode::SUCCESS)

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What stands in a template for an overlay's number.
-const NUMBER: &str = "{n}";
+const NUMBER: &str = "{number}";
 
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   catena fork base.qcow2 -F qcow2
-  catena fork base.qcow2 -F qcow2 -n 1000 --names 'vm-{n}.qcow2' --in guests
+  catena fork base.qcow2 -F qcow2 -n 1000 --names 'vm-{number}.qcow2' --in vms
 
 All of them are made, or none. Where that was cut off, the same command or
 'catena resume' finishes it, which also takes it back. Overlays that are there
@@ -46,7 +46,7 @@ pub struct Args {
     /// The first number
     #[arg(long, value_name = "N", default_value_t = 1)]
     first: u32,
-    /// Their names, {n} being the number [default: the base's name, '-' and the number]
+    /// Their names, with {number} where the number is to be [default: the base's name, '-' and the number]
     #[arg(long, value_name = "TEMPLATE")]
     names: Option<String>,
     /// The folder that they are made in [default: the base's]
@@ -129,7 +129,7 @@ fn names(args: &Args) -> Result<Vec<PathBuf>, Error> {
     if args.count > 1 && !template.contains(NUMBER) {
         return Err(
             Error::new(ErrorKind::Conflict, "all of them would have the same name")
-                .with_hint("put {n} into the template where the number is to be"),
+                .with_hint("put {number} into the template where the number is to be"),
         );
     }
     let folder = args

@@ -130,7 +130,7 @@ pub enum Command {
     Resize(resize::Args),
     /// Change options of an image that exists
     Amend(amend::Args),
-    /// List, take, go back to and delete internal snapshots; take external ones of a whole domain
+    /// List, take, go back to and delete internal snapshots; make overlays over images or a whole domain
     Snapshot(snapshot::Args),
     /// List and change persistent bitmaps
     Bitmap(bitmap::Args),

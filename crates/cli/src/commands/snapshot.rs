@@ -1,4 +1,4 @@
-//! `catena snapshot`: internal snapshots of an image, and external ones of a domain or of all images below a folder.
+//! `catena snapshot`: internal snapshots of an image, and external ones of images, of a domain or of all images below a folder.
 
 use super::change::{ChangeArgs, ChildrenArgs};
 use super::info::{ShownSnapshot, snapshot_rows};
@@ -17,10 +17,12 @@ use std::process::ExitCode;
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Internal snapshots are kept in the image itself. An overlay does the same
-beside it: 'catena create monday.qcow2 --backing vm.qcow2 -F qcow2'.
+Internal snapshots are kept in the image itself; an overlay does the same
+beside it.
 
 Examples:
+  catena snapshot vm.qcow2 --name monday
+      makes vm.monday.qcow2, which the guest is to use from then on
   catena snapshot create vm.qcow2 before-upgrade
   catena snapshot list vm.qcow2
   catena snapshot apply vm.qcow2 before-upgrade

@@ -1,4 +1,4 @@
-//! `catena snapshot --all`: an overlay over every active image below some folders.
+//! `catena snapshot IMAGE…` and `--all`: an overlay over each image, or over every active image below some folders.
 
 use super::change::ChangeArgs;
 use super::forest;
@@ -11,7 +11,6 @@ use catena::ops::script::interrupted;
 use catena::ops::{Observer, folder_of, overlays};
 use catena::{Error, ErrorKind, Policy};
 use serde::Serialize;
-use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,6 +18,9 @@ use std::process::ExitCode;
 /// What the command line says.
 #[derive(Debug, clap::Args)]
 pub struct AllArgs {
+    /// Make an overlay over this image
+    #[arg(value_name = "IMAGE", conflicts_with_all = ["all", "domain", "connect", "disks", "output_xml"])]
+    images: Vec<PathBuf>,
     /// Make an overlay over every image below this folder on which nothing stands; may be given several times
     #[arg(
         long,
@@ -29,7 +31,7 @@ pub struct AllArgs {
     /// What the overlays are called: {stem} is an image's name without its suffix, {file} all of it, {name} the snapshot's
     #[arg(long, value_name = "TEMPLATE", default_value = active::NAMES, conflicts_with = "domain")]
     names: String,
-    /// A file below the folders that is a raw disk; may be given several times
+    /// Make an overlay over this file as well, which is a raw disk; may be given several times
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     raw: Vec<PathBuf>,
     /// How to print what is made
@@ -44,9 +46,14 @@ pub struct AllArgs {
 }
 
 impl AllArgs {
+    fn first(&self) -> Option<&Path> {
+        let places = [&self.all, &self.images, &self.raw];
+        places.into_iter().flatten().next().map(PathBuf::as_path)
+    }
+
     /// Whether this is asked for.
     pub fn is_given(&self) -> bool {
-        !self.all.is_empty()
+        self.first().is_some()
     }
 }
 
@@ -88,11 +95,12 @@ pub fn run(
 ) -> Result<ExitCode, CommandError> {
     let request = Request {
         folders: args.all.clone(),
+        images: args.images.clone(),
         name,
         names: args.names.clone(),
         raw: args.raw.clone(),
     };
-    let home = folder_at(args.all.first().map_or(Path::new(""), PathBuf::as_path));
+    let home = folder_at(args.first().unwrap_or(Path::new("")));
     let words = active::words(&request);
     let begun = interrupted(&[&home], overlays::OPERATION, &words)?;
     let manner = change.manner("taking a snapshot", policy, args.output);
@@ -132,7 +140,16 @@ impl Operation for Plan {
     }
 
     fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "{}", printable(&self.to_string()))
+        let mut lines = self.overlays.lines();
+        if self.chosen.overlays.is_empty() {
+            lines.push("no image is there that nothing stands on".to_owned());
+        }
+        for (path, why) in &self.chosen.left_out {
+            lines.push(format!("{}: left out: {why}", path.display()));
+        }
+        lines
+            .iter()
+            .try_for_each(|line| writeln!(out, "{}", printable(line)))
     }
 
     fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
@@ -154,18 +171,5 @@ impl Operation for Plan {
             left_out: self.chosen.left_out.iter().map(left_out).collect(),
         };
         output::json(&report, &mut out)
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut lines = vec![self.overlays.to_string()];
-        if self.chosen.overlays.is_empty() {
-            lines = vec!["no image is there that nothing stands on".to_owned()];
-        }
-        for (path, why) in &self.chosen.left_out {
-            lines.push(format!("{}: left out: {}", path.display(), printable(why)));
-        }
-        f.write_str(&lines.join("\n"))
     }
 }

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 pub struct DomainArgs {
     /// Take an external snapshot of all disks of a domain that does not run: a file with its XML, which is rewritten, or
     /// a name that libvirt knows
-    #[arg(long, value_name = "FILE|NAME", required_unless_present = "all")]
+    #[arg(long, value_name = "FILE|NAME", required_unless_present_any = ["all", "images", "raw"])]
     domain: Option<String>,
     /// Which libvirt knows the domain, as virsh takes it
     #[arg(long, value_name = "URI")]
@@ -358,7 +358,7 @@ impl fmt::Display for Plan {
                 self.name
             );
         }
-        write!(f, "{}", self.overlays)?;
+        f.write_str(&self.overlays.lines().join("\n"))?;
         let disks: Vec<_> = self.raised.iter().map(|raised| raised.disk.as_str()).collect();
         let (home, start, end) = match &self.home {
             Home::File(path) => (

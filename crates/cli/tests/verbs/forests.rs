@@ -97,7 +97,7 @@ fn many_overlays_are_made_or_none() {
     let images = chain();
     let fork = |words: &[&str]| images.catena(&[&["fork", "tuesday.qcow2", "-F", "qcow2"], words].concat());
     let there = |number: u32| images.path().join(format!("vm-{number:02}.qcow2")).exists();
-    let ten = ["-n", "10", "--names", "vm-{n}.qcow2"];
+    let ten = ["-n", "10", "--names", "vm-{number}.qcow2"];
     std::fs::write(images.path().join("vm-07.qcow2"), b"somebody's").unwrap();
     let refused = fork(&ten);
     assert_eq!(refused.status, 1);

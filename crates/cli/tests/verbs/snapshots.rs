@@ -1,4 +1,4 @@
-//! `catena snapshot --all` as it is used: every active image below a folder, all or none.
+//! `catena snapshot IMAGE…` and `--all` as they are used: overlays over images, all or none.
 
 use crate::common::Images;
 use crate::{chain, done, failed, shows_the_same};
@@ -34,6 +34,7 @@ fn every_active_image_gets_an_overlay_that_records_it_by_its_name() {
     let images = host();
     let told = done(&images, &format!("{ALL} --dry-run"));
     assert!(told.out.contains("old.vmdk: left out"), "{told:?}");
+    assert_eq!(told.out.lines().count(), 4, "{told:?}");
     assert_eq!(overlays(&images), [""; 0]);
     let made = done(&images, &format!("{ALL} --output json")).json();
     assert_eq!(
@@ -69,6 +70,33 @@ fn a_lone_raw_file_is_a_disk_where_that_is_said() {
     assert!(needed.err.contains("nothing stands"), "{needed:?}");
     let nowhere = failed(&images, "snapshot --all . --names {name}/x");
     assert!(nowhere.err.contains("no name of a file"), "{nowhere:?}");
+}
+
+#[test]
+fn images_that_are_named_get_one_each_or_nothing_is_done() {
+    let images = host();
+    let raw = failed(&images, "snapshot data.qcow2 lone.img --name noon");
+    assert!(raw.err.contains("--raw"), "{raw:?}");
+    let below = failed(&images, "snapshot monday.qcow2 tuesday.qcow2 --name noon");
+    assert!(
+        below.err.contains("monday.qcow2: an image stands on it"),
+        "{below:?}"
+    );
+    let other = failed(&images, "snapshot data.qcow2 old.vmdk --name noon");
+    assert!(other.err.contains("'vmdk'"), "{other:?}");
+    failed(&images, "snapshot data.qcow2 nothing.qcow2 --name noon");
+    assert_eq!(overlays(&images), [""; 0]);
+    let words = "snapshot tuesday.qcow2 below/deep.qcow2 --raw lone.img --name noon";
+    done(&images, words);
+    assert_eq!(
+        overlays(&images),
+        ["deep.noon.qcow2", "lone.noon.qcow2", "tuesday.noon.qcow2"]
+    );
+    shows_the_same(&images, "tuesday.noon.qcow2");
+    let again = done(&images, words);
+    assert!(again.out.contains("3 overlays are there already"), "{again:?}");
+    // What others stand on may get one more overlay.
+    done(&images, "snapshot monday.qcow2 --name noon");
 }
 
 #[test]
