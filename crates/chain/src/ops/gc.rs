@@ -97,6 +97,9 @@ pub fn plan(request: &Request, policy: &Policy) -> Result<Plan> {
         }
     }
     for staging in &forest.staging {
+        if busy.contains(&folder_of(staging)) {
+            continue;
+        }
         if let Some(held) = staging::left(staging) {
             plan.take_all(staging, Why::Part)?;
             plan.held.push(held);
@@ -257,7 +260,9 @@ fn not_known(path: &Path, why: &str) -> Error {
 fn folders_of(forest: &Forest) -> BTreeSet<PathBuf> {
     let inside = forest.images().iter().filter(|image| image.inside);
     let names = inside.flat_map(|image| &image.names);
-    names.map(|name| folder_of(name)).collect()
+    { names.chain(&forest.staging) }
+        .map(|name| folder_of(name))
+        .collect()
 }
 
 fn failed(error: std::io::Error, path: &Path) -> Error {

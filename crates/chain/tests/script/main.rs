@@ -6,6 +6,7 @@
 
 mod headers;
 mod housekeeping;
+mod imports;
 mod journals;
 mod lab;
 mod moves;

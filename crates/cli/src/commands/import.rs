@@ -1,13 +1,15 @@
 //! `catena import`: the layers of bundles as files again.
 
+use super::operation::{Manner, Operation};
 use crate::error::CommandError;
 use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::target::{PolicyArgs, parse_format};
 use crate::text;
+use catena::ops::Observer;
 use catena::ops::bundle::import::{self, Bundle, Imported, Request};
 use catena::ops::bundle::{BundledLayer, Manifest};
-use catena::{Error, ErrorKind, Format, Start};
+use catena::{Error, ErrorKind, Format, Policy, Start};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{self, Write};
@@ -60,29 +62,84 @@ pub struct Args {
 /// Imports, or only checks.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let bundles = open(&args.bundles)?;
-    let progress = match (args.quiet, args.verify) {
-        (true, _) => Progress::quiet(),
-        (false, true) => Progress::start("checking"),
-        (false, false) => Progress::start("importing"),
+    let progress = match args.quiet {
+        true => Progress::quiet(),
+        false => Progress::start("checking"),
     };
-    match &args.folder {
-        Some(folder) if !args.verify => {
-            let request = Request {
-                folder: folder.clone(),
-                at: args.at.clone(),
-                onto: args.onto.as_ref().map(|onto| Start::at(onto, args.onto_format)),
-            };
-            let imported = import::import(&request, bundles, &args.policy.load()?, &progress)?;
-            drop(progress);
-            tell_imported(args, folder, &imported)?;
-        }
-        _ => {
-            let manifests = import::verify(bundles, &progress)?;
-            drop(progress);
-            tell_checked(args, &manifests)?;
-        }
+    let Some(folder) = args.folder.as_ref().filter(|_| !args.verify) else {
+        let manifests = import::verify(bundles, &progress)?;
+        drop(progress);
+        tell_checked(args, &manifests)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    drop(progress);
+    let request = Request {
+        folder: folder.clone(),
+        at: args.at.clone(),
+        onto: args.onto.as_ref().map(|onto| Start::at(onto, args.onto_format)),
+    };
+    let policy = args.policy.load()?;
+    let manner = Manner {
+        verb: "importing",
+        policy: &policy,
+        dry_run: false,
+        quiet: args.quiet,
+        output: args.output,
+    };
+    let names: Vec<_> = bundles.iter().map(|bundle| bundle.name.clone()).collect();
+    let begun = import::unfinished(&request, &names)?;
+    manner.perform(begun, || {
+        Ok(Importing {
+            request,
+            bundles,
+            imported: None,
+        })
+    })
+}
+
+/// An import, and what came of it.
+struct Importing {
+    request: Request,
+    bundles: Vec<Bundle<'static>>,
+    imported: Option<Imported>,
+}
+
+impl Operation for Importing {
+    fn execute(&mut self, policy: &Policy, observer: &dyn Observer) -> catena::Result<()> {
+        let bundles = std::mem::take(&mut self.bundles);
+        self.imported = Some(import::import(&self.request, bundles, policy, observer)?);
+        Ok(())
     }
-    Ok(ExitCode::SUCCESS)
+
+    fn tell(&self, _done: bool, out: &mut dyn Write) -> io::Result<()> {
+        let Some(imported) = &self.imported else {
+            return Ok(());
+        };
+        let on = imported.onto.as_ref().map(|onto| format!(", on '{onto}'"));
+        let what = format!(
+            "{}: {}{}",
+            self.request.folder.display(),
+            line(&imported.layers),
+            on.unwrap_or_default()
+        );
+        writeln!(out, "{}", text::printable(&what))
+    }
+
+    fn tell_json(&self, _done: bool, mut out: &mut dyn Write) -> io::Result<()> {
+        let Some(imported) = &self.imported else {
+            return Ok(());
+        };
+        let folder = &self.request.folder;
+        let top = imported.layers.last().map(|layer| folder.join(&layer.name));
+        let report = ImportReport {
+            folder: folder.display().to_string(),
+            layers: &imported.layers,
+            top: top.map(|top| top.display().to_string()),
+            onto: imported.onto.as_deref(),
+            view: imported.view.as_deref(),
+        };
+        output::json(&report, &mut out)
+    }
 }
 
 fn open(paths: &[PathBuf]) -> Result<Vec<Bundle<'static>>, Error> {
@@ -119,37 +176,6 @@ struct ImportReport<'a> {
     top: Option<String>,
     onto: Option<&'a str>,
     view: Option<&'a str>,
-}
-
-fn tell_imported(args: &Args, folder: &Path, imported: &Imported) -> Result<(), CommandError> {
-    if args.quiet {
-        return Ok(());
-    }
-    let mut out = output::stdout();
-    match args.output {
-        Output::Human => {
-            let on = imported.onto.as_ref().map(|onto| format!(", on '{onto}'"));
-            let what = format!(
-                "{}: {}{}",
-                folder.display(),
-                line(&imported.layers),
-                on.unwrap_or_default()
-            );
-            writeln!(out, "{}", text::printable(&what))?;
-        }
-        Output::Json => {
-            let top = imported.layers.last().map(|layer| folder.join(&layer.name));
-            let report = ImportReport {
-                folder: folder.display().to_string(),
-                layers: &imported.layers,
-                top: top.map(|top| top.display().to_string()),
-                onto: imported.onto.as_deref(),
-                view: imported.view.as_deref(),
-            };
-            output::json(&report, &mut out)?;
-        }
-    }
-    Ok(out.flush()?)
 }
 
 #[derive(Debug, Serialize)]

@@ -8,6 +8,7 @@ use crate::progress::Progress;
 use crate::text::{count, printable};
 use catena::Policy;
 use catena::ops::Observer;
+use catena::ops::bundle::import::Left;
 use catena::ops::script::{Direction, Journal, Step};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -136,6 +137,18 @@ pub struct Told {
 }
 
 impl Told {
+    /// What an import left that had not read all of its bundles: there is nothing to go on with.
+    pub fn import(left: &Left) -> Self {
+        Self {
+            journal: left.path().to_owned(),
+            operation: "import".to_owned(),
+            running: false,
+            done: 0,
+            steps: Vec::new(),
+            undo: true,
+        }
+    }
+
     /// What one says that was left.
     pub fn of(journal: &Journal) -> Self {
         let script = journal.script();

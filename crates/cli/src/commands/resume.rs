@@ -8,9 +8,10 @@ use crate::progress::Progress;
 use crate::target::PolicyArgs;
 use crate::text::printable;
 use catena::ErrorKind;
+use catena::ops::bundle::import::Left;
 use catena::ops::script::{Direction, Journal, find};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What the command line says.
@@ -23,7 +24,8 @@ Examples:
 
 An operation on several files keeps a journal beside them until it has ended.
 What was killed, or ran out of space, goes on from there; with --undo it is
-taken back, as long as nothing was deleted or merged. Files that have changed
+taken back, as long as nothing was deleted or merged. An import that had not
+read all of its bundles is taken back always. Files that have changed
 meanwhile are not lost: a copy is made again where what it was made of was
 written since, and where both were, nothing is done.
 
@@ -50,6 +52,26 @@ pub struct Args {
     output: Output,
 }
 
+impl Args {
+    /// Where to look.
+    fn folders(&self) -> impl Iterator<Item = &Path> {
+        let here = self.places.is_empty().then_some(Path::new("."));
+        self.places.iter().map(PathBuf::as_path).chain(here)
+    }
+
+    fn journals(&self) -> Result<Vec<PathBuf>, CommandError> {
+        let mut found = Vec::new();
+        for place in self.folders() {
+            if place.is_dir() {
+                found.extend(find(&[place])?);
+            } else {
+                found.push(place.to_owned());
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// Goes on.
 pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     let policy = args.policy.load()?;
@@ -60,7 +82,7 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     };
     let mut all = Vec::new();
     let mut progress = None;
-    for path in journals(&args.places)? {
+    for path in args.journals()? {
         let journal = match Journal::open(&path) {
             Ok(journal) => journal,
             Err(error) if args.list && error.kind() == ErrorKind::Locked => {
@@ -82,6 +104,14 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
         all.push(told);
     }
     drop(progress);
+    for folder in args.folders().filter(|folder| folder.is_dir()) {
+        for left in Left::find_in(folder)? {
+            all.push(Told::import(&left));
+            if !args.list && !args.dry_run {
+                left.remove()?;
+            }
+        }
+    }
     let mut out = output::stdout();
     match args.output {
         Output::Json => output::json(&all, &mut out)?,
@@ -90,20 +120,6 @@ pub fn run(args: &Args) -> Result<ExitCode, CommandError> {
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn journals(places: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
-    let here = [PathBuf::from(".")];
-    let places = if places.is_empty() { &here } else { places };
-    let mut found = Vec::new();
-    for place in places {
-        if place.is_dir() {
-            found.extend(find(&[place])?);
-        } else {
-            found.push(place.clone());
-        }
-    }
-    Ok(found)
 }
 
 fn print(args: &Args, all: &[Told], out: &mut impl Write) -> std::io::Result<()> {
@@ -123,6 +139,18 @@ fn print(args: &Args, all: &[Told], out: &mut impl Write) -> std::io::Result<()>
             (false, false) => "is finished",
             (false, true) => "is taken back",
         };
+        if told.steps.is_empty() {
+            let becomes = if args.list || args.dry_run {
+                "would be"
+            } else {
+                "is"
+            };
+            writeln!(
+                out,
+                "{journal}: {operation} was cut off before all was read, and {becomes} taken back"
+            )?;
+            continue;
+        }
         writeln!(
             out,
             "{journal}: {operation} {becomes}, {} of {steps} done before",

@@ -1,26 +1,26 @@
 //! Import: the layers of bundles as files again.
 //!
 //! They are written to a folder of their own beside their places, under their names, and get these only when all bundles have
-//! been read to the end and every digest is right: from the lowest up, so that what has a name stands on what has one. A bundle
-//! can put nothing elsewhere, and no image from one names a file that its manifest does not.
+//! been read to the end and every digest is right: as a script, from the lowest up, so that what has a name stands on what has
+//! one. A bundle can put nothing elsewhere, and no image from one names a file that its manifest does not.
 
 use super::manifest::{BundledFile, BundledLayer, Manifest, Since, format_of, wrong};
 use super::read::{Receiver, read};
-use super::staging::{self, Staging};
+pub use super::staging::Left;
+use super::staging::Staging;
 use super::{view_of, with_names};
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::open::Sharing;
 use crate::ops::observer::Observer;
 use crate::ops::relink::{self, NewBacking};
+use crate::ops::script::{Journal, Made, Script, Step, interrupted};
 use crate::policy::Policy;
 use crate::stamp::{self, Renewal};
 use catena_engine::{Error, ErrorKind, Result, StorageBytes};
 use catena_format::Format;
 use catena_format::qcow2::Header;
 use catena_storage::{LocalFile, LockMode, OpenOptions, Storage, sync_directory_of};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use std::fmt;
 use std::fs::Permissions;
 use std::io::Read;
@@ -97,14 +97,15 @@ pub fn import(
     observer: &dyn Observer,
 ) -> Result<Imported> {
     let made = make_folder(&request.folder)?;
-    let left = staging::left_in(&request.folder);
+    let names: Vec<_> = bundles.iter().map(|bundle| bundle.name.clone()).collect();
+    let left = Left::find_in(&request.folder)?;
     let staging = Staging::make_in(&request.folder)?;
+    let at = staging.path().to_owned();
     let mut restored = Restored {
         request,
         policy,
         observer,
-        staging: staging.path(),
-        goes_on: !left.is_empty(),
+        staging: &at,
         files: Vec::new(),
         layers: Vec::new(),
         view: None,
@@ -119,10 +120,20 @@ pub fn import(
         restored.settle(&manifest).map_err(|error| named(error, &name))?;
     }
     restored.check_reached()?;
-    publish(&request.folder, staging.path(), &restored.files)?;
-    for (path, _held) in &left {
+    let script = publishing(request, &names, &at, &restored.files)?;
+    let published = script.execute(&request.folder, policy, observer);
+    if let Err(error) = published {
+        if unfinished(request, &names)?.is_some() {
+            staging.keep();
+            if let Some(made) = made {
+                made.keep();
+            }
+        }
+        return Err(error);
+    }
+    for left in left {
         // All that it was to become is there; what cannot be removed is found by gc.
-        let _ = std::fs::remove_dir_all(path);
+        let _ = left.remove();
     }
     if let Some(made) = made {
         made.keep();
@@ -148,8 +159,6 @@ struct Restored<'a> {
     policy: &'a Policy,
     observer: &'a dyn Observer,
     staging: &'a Path,
-    /// Whether an import was cut off here: files that have their names may be those that it restored.
-    goes_on: bool,
     /// Names of complete files, those first that others stand on.
     files: Vec<String>,
     layers: Vec<BundledLayer>,
@@ -228,7 +237,7 @@ impl Receiver for Restored<'_> {
         self.wanted
             .iter()
             .map(|name| self.request.folder.join(name))
-            .find(|path| !self.goes_on && path.symlink_metadata().is_ok())
+            .find(|path| path.symlink_metadata().is_ok())
             .map_or(Ok(()), |path| Err(is_there(&path)))
     }
 
@@ -486,32 +495,46 @@ fn make_folder(path: &Path) -> Result<Option<MadeFolder>> {
     Ok(Some(MadeFolder(Some(path.to_owned()))))
 }
 
-/// Gives complete files their names, none of which is taken; all of them or none.
-fn publish(folder: &Path, staging: &Path, files: &[String]) -> Result<()> {
-    let mut named = Named(Vec::new());
-    for name in files {
-        sync_file(&staging.join(name))?;
-    }
+/// The script that gives complete files their names, none of which is taken; all of them or none.
+fn publishing(request: &Request, names: &[String], staging: &Path, files: &[String]) -> Result<Script> {
+    let whole = |path: &Path| {
+        std::fs::canonicalize(path)
+            .map_err(|error| Error::from(catena_storage::Error::from_io(error, "find").with_path(path)))
+    };
+    let (staging, folder) = (whole(staging)?, whole(&request.folder)?);
+    let mut made = Vec::new();
+    sync_directory_of(&staging)?;
     for name in files {
         let (from, to) = (staging.join(name), folder.join(name));
-        match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => {}
-            // An import that was cut off got that far.
-            Err(Errno::EXIST) if is_same(&from, &to)? => continue,
-            Err(Errno::EXIST) => return Err(is_there(&to)),
-            Err(error) => {
-                return Err(catena_storage::Error::from_io(error.into(), "rename")
-                    .with_path(&to)
-                    .into());
-            }
-        }
-        named.0.push(to);
+        sync_file(&from)?;
+        made.push(Made::find(from, to)?);
     }
-    if let Some(first) = named.0.first() {
-        sync_directory_of(first)?;
+    if let Some(first) = files.first() {
+        sync_directory_of(&staging.join(first))?;
     }
-    named.0.clear();
-    Ok(())
+    let mut script = Script::new(OPERATION, words(request, names));
+    script.steps.push(Step::Publish { staging, files: made });
+    Ok(script)
+}
+
+const OPERATION: &str = "import";
+
+/// The request as its journal knows it.
+fn words(request: &Request, names: &[String]) -> String {
+    let onto = request.onto.as_ref().map(|onto| &onto.source);
+    format!("{names:?} {:?} {onto:?}", request.at)
+}
+
+/// The journal of the same import, of bundles of these names, that was cut off when its files were being given their names.
+/// What is cut off before has none, but leaves a folder ([`Left`]): the bundles are read anew.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] while it runs.
+pub fn unfinished(request: &Request, names: &[String]) -> Result<Option<Journal>> {
+    match request.folder.is_dir() {
+        true => interrupted(&[&request.folder], OPERATION, &words(request, names)),
+        false => Ok(None),
+    }
 }
 
 fn sync_file(path: &Path) -> Result<()> {
@@ -519,48 +542,10 @@ fn sync_file(path: &Path) -> Result<()> {
     Ok(file.flush()?)
 }
 
-/// Whether two files hold the same bytes.
-fn is_same(one: &Path, other: &Path) -> Result<bool> {
-    // A link is not what an import makes.
-    if !other.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Ok(false);
-    }
-    let open = |path| LocalFile::open(path, &OpenOptions::new().lock(LockMode::None));
-    let (one, other) = (open(one)?, open(other)?);
-    let len = one.len()?;
-    if other.len()? != len {
-        return Ok(false);
-    }
-    let (mut a, mut b) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut at = 0;
-    while at < len {
-        let (here, there) = (one.read_at(&mut a, at)?, other.read_at(&mut b, at)?);
-        if here != there || a.get(..here) != b.get(..there) {
-            return Ok(false);
-        }
-        at += PIECE as u64;
-    }
-    Ok(true)
-}
-
-/// Bytes that are compared at once.
-const PIECE: usize = 1 << 20;
-
 fn is_there(path: &Path) -> Error {
     Error::new(ErrorKind::Conflict, "a file of this name is there already")
         .with_path(path)
         .with_hint("import into another folder: no file is replaced")
-}
-
-/// Files that have their names, removed again unless all have.
-struct Named(Vec<PathBuf>);
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        for path in self.0.iter().rev() {
-            let _ = std::fs::remove_file(path);
-        }
-    }
 }
 
 impl fmt::Debug for Bundle<'_> {

@@ -25,10 +25,10 @@ pub struct FileId {
 
 /// A file at one instant: what shows that it was written since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Seen {
-    pub file: FileId,
-    pub len: u64,
-    pub modified: (i64, u32),
+pub struct Seen {
+    pub(super) file: FileId,
+    pub(super) len: u64,
+    pub(super) modified: (i64, u32),
 }
 
 impl FileId {
@@ -44,13 +44,13 @@ impl FileId {
 }
 
 impl Seen {
-    pub fn of(path: &Path) -> Result<Self> {
+    pub(super) fn of(path: &Path) -> Result<Self> {
         ask(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
             .map(|stat| Self::from(&stat))
             .map_err(|error| failed(error, "find", path))
     }
 
-    pub fn find(path: &Path) -> Result<Option<Self>> {
+    pub(super) fn find(path: &Path) -> Result<Option<Self>> {
         match ask(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(Self::from(&stat))),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -59,7 +59,7 @@ impl Seen {
     }
 
     /// Of an open file; `path` is for messages.
-    pub fn of_open(file: impl AsFd, path: &Path) -> Result<Self> {
+    pub(super) fn of_open(file: impl AsFd, path: &Path) -> Result<Self> {
         ask(file.as_fd(), Path::new(""), AtFlags::EMPTY_PATH)
             .map(|stat| Self::from(&stat))
             .map_err(|error| failed(error, "find", path))

@@ -14,7 +14,7 @@ use super::blank::{Blank, Making};
 use super::files::{self, FileId, Seen, another};
 use super::journal::{Copied, Journal};
 use super::recorded::Recorded;
-use super::{Step, copy};
+use super::{Step, copy, publish};
 use crate::chain::Chain;
 use crate::detect::{Start, detect};
 use crate::open::in_use;
@@ -106,7 +106,8 @@ impl<'a> Run<'a> {
         match self.resumed {
             // What has had its name for a while may be named elsewhere.
             true => done == 0 && !self.journal.has_begun(0),
-            false => { steps.iter().take(done) }.all(|step| matches!(step, Step::Create { .. })),
+            false => { steps.iter().take(done) }
+                .all(|step| matches!(step, Step::Create { .. } | Step::Publish { .. })),
         }
     }
 
@@ -189,6 +190,7 @@ impl<'a> Run<'a> {
                 records: records.as_ref(),
             }),
             Step::Rename { from, to, file } => rename(from, to, *file),
+            Step::Publish { staging, files } => publish::make(staging, files, self.observer),
             Step::Relink { image, from, to } => relink(image, from, to),
             Step::Stamp { image, action, .. } => stamp::write(image, *action, self.policy, self.observer),
             Step::Expect { image, records } => match recorded(image)? {
@@ -260,6 +262,7 @@ impl<'a> Run<'a> {
                 Some(found) if found == *file => rename(to, from, *file),
                 _ => Ok(()),
             },
+            Step::Publish { staging, files } => publish::take_back(staging, files),
             Step::Relink { image, from, to } => {
                 // Without a lock: what was never made is not undone, and whoever uses the image may go on.
                 let now = recorded(image)?;

@@ -8,6 +8,7 @@ use super::super::stamp::Action;
 use super::blank::{self, Blank};
 use super::digits::Digits;
 use super::files::FileId;
+use super::publish::Made;
 use super::recorded::Recorded;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -70,6 +71,14 @@ pub enum Step {
         to: PathBuf,
         /// The file.
         file: FileId,
+    },
+    /// Files that were made in a folder beside get their names, all of them or none, and the folder goes. To take it back
+    /// removes the files, unless somebody has written to one.
+    Publish {
+        /// The folder.
+        staging: PathBuf,
+        /// The files, those first that others stand on.
+        files: Vec<Made>,
     },
     /// What a qcow2 image records about its backing image and data file. Its guest's view stays: whoever writes the script knows.
     Relink {
@@ -168,6 +177,10 @@ impl Step {
                     .flat_map(|image| image.names.iter().chain(&image.like));
                 return paths.map(PathBuf::as_path).collect();
             }
+            Self::Publish { staging, files } => {
+                let paths = files.iter().map(Made::to);
+                return paths.chain([staging.as_path()]).collect();
+            }
             Self::Folder { path, .. } | Self::RemoveFolder { path } | Self::Symlink { path, .. } => {
                 (path, None, None)
             }
@@ -212,6 +225,12 @@ impl fmt::Display for Step {
                     .map_or(Ok(()), |records| write!(f, ", which records {records}"))
             }
             Self::Rename { from, to, .. } => write!(f, "rename '{}' to '{}'", from.display(), to.display()),
+            Self::Publish { files, .. } => {
+                f.write_str("give their names to")?;
+                files
+                    .iter()
+                    .try_for_each(|made| write!(f, " '{}'", made.to().display()))
+            }
             Self::Relink { image, to, .. } => write!(f, "have '{}' record {to}", image.display()),
             Self::Stamp {
                 image,

@@ -166,7 +166,7 @@ fn healing() {
             images.run("mv", &["l0.qcow2", "l1.qcow2", "sub"]);
         },
         kept: &[&["sub/l0.qcow2"], &["sub/l1.qcow2"]],
-        ways: &[Way::Again],
+        ways: ALL,
     });
 }
 
@@ -177,7 +177,7 @@ fn stamping() {
         words: "stamp --chain l4.qcow2",
         build: chain,
         kept: CHAIN,
-        ways: &[Way::Again],
+        ways: ALL,
     });
 }
 
