@@ -202,11 +202,12 @@ fn resize_amend_and_check_are_cut_off_anywhere() {
     }
 }
 
-/// The files in a folder.
+/// The files in a folder, but for journals.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.is_file()).collect()
+    let is_journal = |path: &PathBuf| path.extension().is_some_and(|suffix| suffix == "journal");
+    paths.filter(|path| path.is_file() && !is_journal(path)).collect()
 }
 
 #[test]
