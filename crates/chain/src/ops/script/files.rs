@@ -111,8 +111,13 @@ pub(super) fn symlink(path: &Path, target: &Path) -> Result<()> {
     Ok(sync_directory_of(path)?)
 }
 
-/// Gives a file a new name that nothing has.
+/// Gives a file a new name that nothing has. Between folders it has both for a while: a medium that loses its power within a
+/// change of two folders may know neither name.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    if from.parent() != to.parent() && link(from, to).is_ok() {
+        return remove(from);
+    }
+    // Within a folder, or on a file system without links.
     rename_unsynced(from, to)?;
     sync_directory_of(to)?;
     if from.parent() != to.parent() {

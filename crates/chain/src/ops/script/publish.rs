@@ -1,6 +1,7 @@
 //! Complete files that get their names together, out of a folder in which they were made: all of them or none.
 
 use super::files::{self, FileId, Seen};
+use super::run;
 use crate::open::in_use;
 use crate::ops::observer::Observer;
 use catena_engine::{Error, ErrorKind, Result};
@@ -38,13 +39,6 @@ impl Made {
         Ok(FileId::find(&self.to)? == Some(self.file.file))
     }
 
-    fn forget_old_name(&self) -> Result<()> {
-        match FileId::find(&self.from)? {
-            Some(found) if found == self.file.file => files::remove(&self.from),
-            _ => Ok(()),
-        }
-    }
-
     /// Holds it, if nobody has written to it since.
     fn check_untouched(&self) -> Result<LocalFile> {
         let file = LocalFile::open(&self.to, &OpenOptions::new().lock(LockMode::Write))
@@ -60,22 +54,13 @@ impl Made {
     }
 }
 
-/// Gives the files their names, those first that others stand on; then the names in the folder go, and the folder. A file has one
-/// of its names always: a medium that loses its power within a change of both may know neither.
+/// Gives the files their names, those first that others stand on; the folder in which they were made goes.
 pub(super) fn make(staging: &Path, files: &[Made], observer: &dyn Observer) -> Result<()> {
     for made in files {
         observer.check()?;
-        if made.has_its_name()? {
-            continue;
-        }
-        if FileId::find(&made.from)? != Some(made.file.file) {
-            return Err(files::another(&made.from));
-        }
-        // There are file systems without links.
-        files::link(&made.from, &made.to).or_else(|_| files::rename_new(&made.from, &made.to))?;
+        run::rename(&made.from, &made.to, made.file.file)?;
     }
     observer.check()?;
-    files.iter().try_for_each(Made::forget_old_name)?;
     files::remove_folder(staging)
 }
 
@@ -92,6 +77,10 @@ pub(super) fn take_back(staging: &Path, files: &[Made]) -> Result<()> {
         let _locked = made.check_untouched()?;
         files::remove(&made.to)?;
     }
-    files.iter().try_for_each(Made::forget_old_name)?;
+    for made in files {
+        if FileId::find(&made.from)? == Some(made.file.file) {
+            files::remove(&made.from)?;
+        }
+    }
     files::remove_folder(staging)
 }

@@ -461,7 +461,7 @@ fn expect(path: &Path, file: FileId) -> Result<()> {
     }
 }
 
-fn rename(from: &Path, to: &Path, file: FileId) -> Result<()> {
+pub(super) fn rename(from: &Path, to: &Path, file: FileId) -> Result<()> {
     let [is_there, is_here] = [FileId::find(to)? == Some(file), FileId::find(from)? == Some(file)];
     match (is_there, is_here) {
         (true, false) => Ok(()),
