@@ -8,7 +8,7 @@ use super::aligned::AlignedBytes;
 use super::carried::{Carried, Offload};
 use super::line::{Line, Next, processors};
 use super::observer::Observer;
-use super::passed::{Streams, streams};
+use super::passed::{Streams, is_noise, streams};
 use super::pieces::{PIECE, Piece, Place, What};
 use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Carriage, Disk, Error, ErrorKind, FileRole, GuestOffset, Result, Unmap, WritableDisk};
@@ -262,7 +262,10 @@ impl Copy<'_> {
                 Some(stream) => Packed::Compressed(stream),
                 None => {
                     self.source.read_at(cluster, at)?;
-                    self.packed(disk, at.0, cluster, &mut buffer.streams)
+                    match is_noise(cluster) {
+                        true => Packed::Plain,
+                        false => self.packed(disk, at.0, cluster, &mut buffer.streams),
+                    }
                 }
             });
             at = at.plus(cluster.len() as u64);

@@ -95,6 +95,23 @@ pub(super) fn streams(
     Ok(streams)
 }
 
+/// Whether all bytes are about as frequent: then no code is shorter than the bytes themselves, and where nothing repeats either, as
+/// in what is compressed or encrypted, trying to compress it is all cost. It is what most clusters are that a compressed image keeps
+/// uncompressed.
+pub(super) fn is_noise(cluster: &[u8]) -> bool {
+    let mut counts = [0_u64; 256];
+    for byte in cluster {
+        if let Some(count) = counts.get_mut(usize::from(*byte)) {
+            *count += 1;
+        }
+    }
+    // Of random bytes this is chi squared, about 255. A code saves a bit for each 1.4 of it, and takes some 80 bytes to be described.
+    const MOST: u64 = 800;
+    let len = cluster.len() as u64;
+    let squares: u64 = counts.iter().map(|count| count * count).sum();
+    256 * squares <= len * (len + MOST)
+}
+
 /// The piece's extents.
 fn extents(source: &dyn Disk, piece: &Piece) -> DiskResult<Vec<Extent>> {
     let mut all = Vec::new();
@@ -151,4 +168,31 @@ fn read<'a>(
         }
     }
     Ok(later)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_noise;
+    use catena_testkit::Dice;
+
+    #[test]
+    fn only_what_no_code_makes_shorter_is_noise() {
+        let mut dice = Dice::new(7);
+        for size in [4096, 65536, 1 << 20] {
+            let mut bytes = vec![0; size];
+            bytes.iter_mut().for_each(|byte| *byte = dice.below(256) as u8);
+            assert!(is_noise(&bytes), "{size}");
+            // One byte in sixteen is another than it was.
+            for byte in bytes.iter_mut().step_by(16) {
+                *byte = b'e';
+            }
+            assert!(!is_noise(&bytes), "{size}");
+            bytes.fill(0);
+            assert!(!is_noise(&bytes), "{size}");
+            bytes
+                .iter_mut()
+                .for_each(|byte| *byte = b"the quick fox"[dice.below(13) as usize]);
+            assert!(!is_noise(&bytes), "{size}");
+        }
+    }
 }
