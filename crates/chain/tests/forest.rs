@@ -283,6 +283,25 @@ fn overlays_are_found_beside_an_image_s_folder_and_where_they_were_seen() {
     index.store().unwrap();
     around.index = Some(Arc::new(Index::load(&path)));
     assert_eq!(overlays(&around), ["far.qcow2", "near.qcow2"]);
+    // What was seen by another name has the one by which it is met.
+    let link = elsewhere.path().join("0");
+    std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+    let index = Index::load(&path);
+    Forest::grow(&Search::below([&link]), None, Some(&index));
+    index.store().unwrap();
+    let linked = Around {
+        folders: vec![folder.path().to_owned()],
+        index: Some(Arc::new(Index::load(&path))),
+    };
+    let met = Forest::grow(&linked.widely(&bases), None, None);
+    let names: Vec<_> = { met.images().iter().flat_map(|image| &image.names) }
+        .filter(|name| name.extension().is_some_and(|suffix| suffix == "qcow2"))
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(
+        names.iter().all(|name| name.starts_with(folder.path())),
+        "{names:?}"
+    );
     let inside = Forest::grow(&Search::below([folder.file("bases")]), None, None);
     assert_eq!(around.needed_elsewhere(&inside, &bases).unwrap().len(), 2);
     // It is looked at again, and may be gone or stand on something else.

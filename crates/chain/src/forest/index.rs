@@ -103,7 +103,7 @@ impl Index {
         })
     }
 
-    /// Where images were, and still is something, that named others by one of these file names.
+    /// Where images were, and still is something, that named others by one of these file names; by their real names.
     pub(super) fn that_name(&self, files: &BTreeSet<OsString>) -> Vec<PathBuf> {
         let files: Vec<_> = files.iter().filter_map(|file| file.to_str()).collect();
         let known = self.known.values().filter(|known| {
@@ -112,8 +112,7 @@ impl Index {
             named.any(|name| files.iter().any(|file| name.contains(file)))
         });
         let mut paths: Vec<_> = known
-            .map(|known| known.path.clone())
-            .filter(|path| path.exists())
+            .filter_map(|known| std::fs::canonicalize(&known.path).ok())
             .collect();
         paths.sort_unstable();
         paths

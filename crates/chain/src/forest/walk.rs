@@ -90,16 +90,23 @@ pub(super) struct Walked {
 pub(super) fn walk(places: &[Place]) -> Walked {
     let mut walked = Walked::default();
     let mut waiting = Waiting::default();
+    let mut guessed = Vec::new();
     for place in places {
         let path = &place.path;
         match std::fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => waiting.push(place.clone(), object(&metadata)),
-            Ok(metadata) => walked.entries.extend(Stat::of(&metadata).map(|stat| Entry {
-                path: path.clone(),
-                folder: folder_of(path),
-                link: path.is_symlink(),
-                stat,
-            })),
+            Ok(metadata) => {
+                let entry = Stat::of(&metadata).map(|stat| Entry {
+                    path: path.clone(),
+                    folder: folder_of(path),
+                    link: path.is_symlink(),
+                    stat,
+                });
+                match place.guessed {
+                    true => guessed.extend(entry),
+                    false => walked.entries.extend(entry),
+                }
+            }
             Err(error) => walked.fail(error, place),
         }
     }
@@ -126,15 +133,16 @@ pub(super) fn walk(places: &[Place]) -> Walked {
     walked.trash.dedup();
     walked.staging.sort_unstable();
     walked.staging.dedup();
-    walked
-        .entries
-        .sort_unstable_by(|a, b| (a.link, &a.path).cmp(&(b.link, &b.path)));
-    // What was walked again, since it was to be walked deeper, or was named beside its folder.
+    let in_order = |a: &Entry, b: &Entry| (a.link, &a.path).cmp(&(b.link, &b.path));
+    walked.entries.sort_unstable_by(in_order);
+    // Files may have been met in several ways; what was asked for keeps the name by which it was.
+    walked.entries.extend(guessed);
     let mut seen = HashSet::with_capacity(walked.entries.len());
     walked.entries.retain(|entry| {
         let name = entry.path.file_name().map(OsStr::to_owned);
         entry.folder.is_none() || seen.insert((entry.folder, name))
     });
+    walked.entries.sort_unstable_by(in_order);
     walked
 }
 
