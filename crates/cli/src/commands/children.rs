@@ -16,8 +16,9 @@ Examples:
   catena children --all --in /srv/vms --in /backup base.qcow2
 
 No image records its overlays: they are looked for by their headers, in the
-image's folder or those given, with everything below them. An overlay
-elsewhere is not found.")]
+image's folder and those given, with everything below, in the folders beside,
+in the current folder, and where 'catena tree' saw them. An overlay elsewhere
+is not found.")]
 pub struct Args {
     #[command(flatten)]
     relation: RelationArgs,

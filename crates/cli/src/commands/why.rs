@@ -25,8 +25,9 @@ Examples:
   catena why base.qcow2
   catena why --in /srv/vms --may delete base.qcow2 && rm base.qcow2
 
-Who stands on the image is looked for by headers, in its folder or those
-given, with everything below them. An overlay elsewhere is not found.
+Who stands on the image is looked for by headers, in its folder and those
+given, with everything below, in the folders beside, in the current folder,
+and where 'catena tree' saw it. An overlay elsewhere is not found.
 
 With --may, the exit status says whether it may be done: 0 or 1.")]
 pub struct Args {
