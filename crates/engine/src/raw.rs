@@ -100,7 +100,8 @@ const WORTH_KEEPING: u64 = 128 << 10;
 #[derive(Debug)]
 pub struct RawDisk {
     image: Arc<Raw>,
-    /// The file had no space when it was opened: what is written needs some, which is found in one piece before.
+    /// The file had next to no space when it was opened (new files begin with a block of zeros): what is written needs some, which is found in one
+    /// piece before.
     is_new: bool,
     reading: Stack,
 }
@@ -111,7 +112,7 @@ impl RawDisk {
         let image = Arc::new(image);
         let path = image.storage.path().unwrap_or(Path::new("")).to_owned();
         let reading = Stack::new([(Arc::clone(&image) as Arc<dyn Image>, path)]);
-        let is_new = matches!(image.storage.allocated(), Ok(Some(0)));
+        let is_new = matches!(image.storage.allocated(), Ok(Some(taken)) if taken < WORTH_KEEPING);
         Self {
             image,
             is_new,
