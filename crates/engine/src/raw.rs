@@ -94,7 +94,7 @@ impl Image for Raw {
 }
 
 /// The least write for which space is found in one piece, in bytes.
-const WORTH_KEEPING: u64 = 128 << 10;
+const WORTH_KEEPING: u64 = 64 << 10;
 
 /// A raw image that is written.
 #[derive(Debug)]

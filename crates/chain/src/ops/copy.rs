@@ -220,7 +220,7 @@ impl Copy<'_> {
         self.observer.progress(0, self.total);
         self.line().run(
             pieces,
-            |piece| piece.what == What::Copy,
+            Piece::weight,
             |piece, buffer: &mut Buffer| match piece.what {
                 What::Copy => prepare(piece, buffer),
                 What::Carry(_) | What::Zero | What::Skip => Ok(()),

@@ -88,7 +88,7 @@ impl Input {
                     Some(snapshot) => chain.open_snapshot(snapshot, *sharing)?,
                 };
                 Ok(OpenInput {
-                    view: View::of_chain(Arc::new(stack), &chain.layers),
+                    view: View::of_chain(Arc::new(stack.for_walking()), &chain.layers),
                     chain: Some(chain),
                 })
             }

@@ -46,6 +46,14 @@ impl Piece {
     pub fn offset(&self) -> GuestOffset {
         GuestOffset(self.start)
     }
+
+    /// Bytes that have to be read before anything is done.
+    pub fn weight(&self) -> u64 {
+        match self.what {
+            What::Copy => self.len(),
+            What::Carry(_) | What::Zero | What::Skip => 0,
+        }
+    }
 }
 
 /// Pieces of work, in order and without overlaps. What is copied is widened to whole units and cut into pieces of at most

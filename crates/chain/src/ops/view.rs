@@ -56,7 +56,7 @@ impl View {
             objects.push(Objects::of(layer));
         }
         Ok(Self {
-            disk: Arc::new(Stack::new(images)),
+            disk: Arc::new(Stack::new(images).for_walking()),
             objects,
         })
     }
@@ -327,7 +327,7 @@ pub(super) fn side_by_side<R: Default + Send>(
     let reached = AtomicU64::new(0);
     line.run(
         Pieces::new(stretches, end, 1).of_at_most(PIECE),
-        |piece| piece.what == What::Copy,
+        Piece::weight,
         |piece, compared: &mut Compared<R>| {
             pair.read(piece, &mut compared.a, &mut compared.b)?;
             compare(piece, &compared.a, &compared.b, &mut compared.found);

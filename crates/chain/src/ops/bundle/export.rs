@@ -120,7 +120,7 @@ pub fn plan(request: &Request, policy: &Policy, observer: &dyn Observer) -> Resu
     }
     let mut manifest = Manifest::new(bundled.layers, bundled.files, since);
     manifest.view = match chain.open(request.sharing) {
-        Ok(stack) if chain.check_not_encrypted(0).is_ok() => Some(view_of(&stack, observer)?),
+        Ok(stack) if chain.check_not_encrypted(0).is_ok() => Some(view_of(&stack.for_walking(), observer)?),
         Ok(_) => None,
         Err(error) if error.kind() == ErrorKind::Encrypted => None,
         Err(error) => return Err(error),
