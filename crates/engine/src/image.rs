@@ -33,7 +33,8 @@ pub trait Image: fmt::Debug + Send + Sync {
     /// The store behind one of the image's files, the same for as long as the image is open.
     fn storage(&self, file: FileRole) -> Result<&Arc<dyn Storage>>;
 
-    /// The unit of compression: a compressed extent belongs to one cluster of this size, aligned to it.
+    /// The unit in which the map tells of the disk, and the unit of compression: a compressed extent belongs to one cluster of this size,
+    /// aligned to it. That of an image that is one piece is the whole disk.
     fn cluster_size(&self) -> u64;
 
     /// How its compressed clusters are compressed, where it has such.

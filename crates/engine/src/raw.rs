@@ -89,7 +89,7 @@ impl Image for Raw {
     }
 
     fn cluster_size(&self) -> u64 {
-        SECTOR
+        self.size.max(SECTOR)
     }
 }
 

@@ -26,8 +26,11 @@ use stretch::Stretch;
 
 /// Guest bytes whose merged map is built and kept as one piece.
 const STRETCH: u64 = 64 << 20;
-/// The same for a map that is walked once from end to end: few large reads of tables cost less, and there is something for each processor.
+/// The same at most for a map that is walked once from end to end: few large reads of tables cost less, and there is something for each
+/// processor.
 const WALKED_STRETCH: u64 = 1 << 30;
+/// Clusters that a longer stretch than [`STRETCH`] has at most, so that a map of small clusters takes no more memory than others.
+const WALKED_CLUSTERS: u64 = 1 << 16;
 /// Default bound of the merged map's memory in bytes.
 const DEFAULT_INDEX_BYTES: u64 = 64 << 20;
 /// Bound of the decompressed clusters that are kept, in bytes.
@@ -117,7 +120,13 @@ impl Stack {
     #[must_use]
     pub fn for_walking(mut self) -> Self {
         self.walked = true;
-        self.with_stretch(WALKED_STRETCH)
+        let clusters = self.layers.iter().map(|layer| layer.image.cluster_size());
+        let stretch = clusters
+            .min()
+            .map_or(STRETCH, |least| least.saturating_mul(WALKED_CLUSTERS));
+        // Whole default stretches: the layers' tables are cut alike.
+        let stretch = stretch.clamp(STRETCH, WALKED_STRETCH) / STRETCH * STRETCH;
+        self.with_stretch(stretch)
     }
 
     fn with_stretch(mut self, stretch: u64) -> Self {
