@@ -7,8 +7,9 @@
 use super::aligned::AlignedBytes;
 use super::carried::{Carried, Offload};
 use super::line::{Line, Next, processors};
+use super::noise::is_noise;
 use super::observer::Observer;
-use super::passed::{Streams, is_noise, streams};
+use super::passed::{Streams, streams};
 use super::pieces::{PIECE, Piece, Place, What};
 use catena_engine::qcow2::Qcow2Disk;
 use catena_engine::{Carriage, Disk, Error, ErrorKind, FileRole, GuestOffset, Result, Unmap, WritableDisk};
@@ -262,10 +263,7 @@ impl Copy<'_> {
                 Some(stream) => Packed::Compressed(stream),
                 None => {
                     self.source.read_at(cluster, at)?;
-                    match is_noise(cluster) {
-                        true => Packed::Plain,
-                        false => self.packed(disk, at.0, cluster, &mut buffer.streams),
-                    }
+                    self.packed(disk, at.0, cluster, &mut buffer.streams)
                 }
             });
             at = at.plus(cluster.len() as u64);
@@ -294,6 +292,9 @@ impl Copy<'_> {
     fn packed(&self, disk: &Qcow2Disk, at: u64, cluster: &[u8], streams: &mut Streams) -> Packed {
         if self.seeks_zeros(at) && is_zero(cluster) {
             return Packed::Zero;
+        }
+        if is_noise(cluster) {
+            return Packed::Plain;
         }
         let compressed = streams.add(index(self.unit), |out| {
             disk.compress(cluster, GuestOffset(at), out).ok_or(())

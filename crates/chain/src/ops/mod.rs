@@ -28,6 +28,7 @@ pub mod input;
 pub mod keep;
 mod line;
 pub mod measure;
+mod noise;
 pub mod observer;
 pub mod overlays;
 mod passed;

@@ -1,8 +1,7 @@
 //! Compressed clusters that are compressed already in the target's way: their bytes are passed on as they are.
 //!
-//! A map knows how many sectors a stream reaches into, not where it ends. Where the next cluster's stream begins in its last
-//! sector, as it does in what was written in order, that tells; elsewhere up to a sector more than the stream is taken along, which
-//! readers ignore.
+//! A map knows how many sectors a stream reaches into, not where it ends. Where another stream begins in its last sector, as it does in
+//! what was written in one go, that tells; elsewhere up to a sector more than the stream is taken along, which readers ignore.
 
 use super::pieces::Piece;
 use catena_engine::qcow2::Qcow2Disk;
@@ -64,52 +63,36 @@ pub(super) fn streams(
     let extents = extents(source, piece)?;
     let number =
         |extent: &Extent| usize::try_from((extent.start.0 - piece.start) / size).unwrap_or(usize::MAX);
-    let mut places = Vec::new();
-    for (extent, next) in extents.iter().zip(extents.iter().skip(1).map(Some).chain([None])) {
+    let mut places: Vec<(usize, Place)> = Vec::new();
+    for extent in &extents {
         let ExtentKind::Compressed { offset, len } = extent.kind else {
             continue;
         };
         let is_whole = extent.len == size && extent.start.0.is_multiple_of(size);
-        if !is_whole || source.compression(extent.layer) != Some((header.compression, size)) {
-            continue;
-        }
-        let mut end = offset.0.saturating_add(len.into());
-        if let Some(next) = next
-            && let ExtentKind::Compressed { offset: behind, .. } = next.kind
-            && next.layer == extent.layer
-            && (offset.0 + 1..end).contains(&behind.0)
-        {
-            end = behind.0;
-        }
-        if end.saturating_sub(offset.0) < size {
+        if is_whole && source.compression(extent.layer) == Some((header.compression, size)) {
+            let end = offset.0.saturating_add(len.into());
             places.push((number(extent), (extent.layer, offset.0, end)));
         }
     }
-    let mut streams = vec![None; usize::try_from(piece.len().div_ceil(size)).unwrap_or_default()];
     // Several threads may have written them, in any order.
     places.sort_unstable_by_key(|(_, place)| *place);
+    let mut behind = None;
+    for (_, (layer, start, end)) in places.iter_mut().rev() {
+        if let Some((other, next)) = behind
+            && other == *layer
+            && (*start + 1..*end).contains(&next)
+        {
+            *end = next;
+        }
+        behind = Some((*layer, *start));
+    }
+    places.retain(|(_, (_, start, end))| end.saturating_sub(*start) < size);
+    let mut streams = vec![None; usize::try_from(piece.len().div_ceil(size)).unwrap_or_default()];
     let mut rest = places.as_slice();
     while !rest.is_empty() {
         rest = read(source, rest, into, &mut streams)?;
     }
     Ok(streams)
-}
-
-/// Whether all bytes are about as frequent: then no code is shorter than the bytes themselves, and where nothing repeats either, as
-/// in what is compressed or encrypted, trying to compress it is all cost. It is what most clusters are that a compressed image keeps
-/// uncompressed.
-pub(super) fn is_noise(cluster: &[u8]) -> bool {
-    let mut counts = [0_u64; 256];
-    for byte in cluster {
-        if let Some(count) = counts.get_mut(usize::from(*byte)) {
-            *count += 1;
-        }
-    }
-    // Of random bytes this is chi squared, about 255. A code saves a bit for each 1.4 of it, and takes some 80 bytes to be described.
-    const MOST: u64 = 800;
-    let len = cluster.len() as u64;
-    let squares: u64 = counts.iter().map(|count| count * count).sum();
-    256 * squares <= len * (len + MOST)
 }
 
 /// The piece's extents.
@@ -168,31 +151,4 @@ fn read<'a>(
         }
     }
     Ok(later)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_noise;
-    use catena_testkit::Dice;
-
-    #[test]
-    fn only_what_no_code_makes_shorter_is_noise() {
-        let mut dice = Dice::new(7);
-        for size in [4096, 65536, 1 << 20] {
-            let mut bytes = vec![0; size];
-            bytes.iter_mut().for_each(|byte| *byte = dice.below(256) as u8);
-            assert!(is_noise(&bytes), "{size}");
-            // One byte in sixteen is another than it was.
-            for byte in bytes.iter_mut().step_by(16) {
-                *byte = b'e';
-            }
-            assert!(!is_noise(&bytes), "{size}");
-            bytes.fill(0);
-            assert!(!is_noise(&bytes), "{size}");
-            bytes
-                .iter_mut()
-                .for_each(|byte| *byte = b"the quick fox"[dice.below(13) as usize]);
-            assert!(!is_noise(&bytes), "{size}");
-        }
-    }
 }
