@@ -251,6 +251,18 @@ impl Counts {
             .all(|(index, start, n)| self.chunk(index).is_some_and(|chunk| chunk.all_one(start, n)))
     }
 
+    /// The clusters of a range that have a count of more than one. What is not counted here costs nothing, however long the range is.
+    pub fn above_one(&self, first: u64, count: u64) -> impl Iterator<Item = u64> {
+        let chunks = self.pieces(first, count).filter_map(|(index, start, n)| {
+            // Where counts are a bit wide none is above one.
+            let chunk = self.chunk(index).filter(|chunk| chunk.order > 0)?.clone();
+            Some((self.first + index * CHUNK, start..start + n, chunk))
+        });
+        chunks.flat_map(|(base, mut range, chunk)| {
+            std::iter::from_fn(move || range.find(|at| chunk.get(*at) > 1).map(|at| base + at))
+        })
+    }
+
     /// Whether no cluster of a range has a count of exactly one.
     pub fn none_one(&self, first: u64, count: u64) -> bool {
         self.pieces(first, count)
@@ -659,6 +671,13 @@ mod tests {
                 let part = &model[usize::try_from(first).unwrap()..usize::try_from(first + n).unwrap()];
                 assert_eq!(counts.all_one(first, n), part.iter().all(|count| *count == 1));
                 assert_eq!(counts.none_one(first, n), part.iter().all(|count| *count != 1));
+                // As long as the ranges of hostile headers are.
+                for n in [n, u64::MAX >> 9, u64::MAX] {
+                    let end = first.saturating_add(n);
+                    let above = (first..end).zip(model.iter().skip(usize::try_from(first).unwrap()));
+                    let above = above.filter(|(_, count)| **count > 1).map(|(at, _)| at);
+                    assert!(counts.above_one(first, n).eq(above), "{first} {n}");
+                }
             }
             assert!((0u64..).zip(&model).all(|(at, count)| counts.get(at) == *count));
             assert!(counts.bound() >= *model.iter().max().unwrap());

@@ -19,10 +19,7 @@ pub(super) fn examine(roots: &Roots, counts: &Counts, tables: &Counts, room: &Ro
     for (offset, len, what) in exclusive(roots) {
         let first = offset >> bits.get();
         let clusters = bits.clusters(bits.offset_in_cluster(offset).saturating_add(len));
-        if counts.all_one(first, clusters) {
-            continue;
-        }
-        for cluster in (first..first.saturating_add(clusters)).filter(|cluster| counts.get(*cluster) > 1) {
+        for cluster in counts.above_one(first, clusters) {
             push(cluster, what);
         }
     }
