@@ -70,10 +70,7 @@ fn run_inner(program: &Program, words: Vec<String>) -> Result<u8> {
     image.format = format_b;
     let opened_b = image.open(program, b, Purpose::default())?;
     let view = |opened: &open::Opened| -> Result<View> {
-        Ok(View::of_chain(
-            Arc::new(opened.disk()?.for_walking()),
-            &opened.chain.layers,
-        ))
+        Ok(View::of_chain(Arc::new(opened.disk()?), &opened.chain.layers))
     };
     let (view_a, view_b) = (view(&opened_a)?, view(&opened_b)?);
     let sizes = |opened: &open::Opened| {

@@ -98,7 +98,7 @@ pub fn run(program: &Program, words: Vec<String>) -> Result<u8> {
     create_options::known(&target_format).map_err(|_| error("Unknown file format"))?;
     create_options::check_protocol(output).map_err(error)?;
     create_options::creatable(&target_format).map_err(error)?;
-    let disk: Arc<dyn Disk> = Arc::new(opened.disk()?.for_walking());
+    let disk: Arc<dyn Disk> = Arc::new(opened.disk()?);
     let (start, end) = operands.range(disk.size().next_multiple_of(SECTOR));
     let size = end - start.unwrap_or(end);
     let mut chosen = Chosen::of(&target_format, Use::Create);

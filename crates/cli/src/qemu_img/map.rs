@@ -409,7 +409,7 @@ impl Mapped {
     pub fn new(opened: &Opened) -> Result<Self> {
         Ok(Self {
             map: Map::new(opened)?,
-            disk: opened.disk()?.for_walking(),
+            disk: opened.disk()?,
         })
     }
 }

@@ -63,11 +63,12 @@ impl Opened {
             .ok_or_else(|| super::program::error("the image has no layers"))
     }
 
-    /// The disk.
+    /// The disk, which is mostly read from end to end.
     pub fn disk(&self) -> Result<Stack, Failure> {
         // Locks are taken already.
         self.chain
             .open(catena::open::Sharing::Force)
+            .map(Stack::for_walking)
             .map_err(|error| super::program::error(error.full()))
     }
 
@@ -99,6 +100,7 @@ impl Opened {
         }
         self.chain
             .open_snapshot(&found.id, catena::open::Sharing::Force)
+            .map(Stack::for_walking)
             .map_err(|error| error.full())
     }
 

@@ -184,7 +184,7 @@ impl Said {
 
     /// What QEMU says of how far it is, and when: it counts the pieces that it compares.
     fn steps(&self, opened: &Opened, wanted: Option<&str>) -> Result<Vec<(u64, f32)>> {
-        let disk = opened.disk()?.for_walking();
+        let disk = opened.disk()?;
         let size = disk.size();
         let step = match size.min(PIECE) {
             0 => 0.0,

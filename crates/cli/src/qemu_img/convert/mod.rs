@@ -159,15 +159,13 @@ impl Conversion<'_> {
     fn source(&self, sources: &[Opened]) -> Result<Arc<dyn Disk>> {
         let no_snapshot = |text: String| error(format!("Failed to load snapshot: {text}"));
         match (sources, &self.said.snapshot) {
-            ([one], Some(snapshot)) => Ok(Arc::new(
-                one.snapshot(snapshot).map_err(no_snapshot)?.for_walking(),
-            )),
+            ([one], Some(snapshot)) => Ok(Arc::new(one.snapshot(snapshot).map_err(no_snapshot)?)),
             (_, Some(_)) => Err(error("No support for concatenating multiple snapshot")),
-            ([one], None) => Ok(Arc::new(one.disk()?.for_walking())),
+            ([one], None) => Ok(Arc::new(one.disk()?)),
             (several, None) => {
                 let disks = several
                     .iter()
-                    .map(|one| Ok(Arc::new(one.disk()?.for_walking()) as Arc<dyn Disk>));
+                    .map(|one| Ok(Arc::new(one.disk()?) as Arc<dyn Disk>));
                 Ok(Arc::new(Concatenated::new(disks.collect::<Result<Vec<_>>>()?)))
             }
         }
